@@ -1,0 +1,66 @@
+// Centerness amplified by the classification score, for every pair of point and object.
+#include <torch/csrc/stable/library.h>
+
+#include "amplifier.h"
+
+namespace mgassign::cpu {
+
+namespace {
+
+MGASSIGN_VECTOR void sigmoid_all(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = sigmoid_f32(values[i]);
+}
+
+MGASSIGN_VECTOR void amplify_all(float* values, const float* ratio_x, const float* ratio_y, float sigma, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    values[i] = amplify(centerness_of(ratio_x[i], ratio_y[i]), probability_f32(values[i]), sigma);
+}
+
+}  // namespace
+
+void Amplifier::score_all() {
+  if (activation_ == Activation::kSigmoid) sigmoid_all(score_.data(), count_);
+  amplify_all(score_.data(), ratio_x_.data(), ratio_y_.data(), sigma_, count_);
+}
+
+Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std::vector<int64_t> heights,
+                                std::vector<int64_t> widths, std::vector<int64_t> strides,
+                                std::vector<double> offsets, std::vector<double> ranges, double sigma,
+                                bool level_gate) {
+  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+  check_sigma(sigma);
+  check(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, "gt_boxes: expected shape [G, 4], got ", shape_of(gt_boxes));
+  check_packed(gt_boxes, ScalarType::Float, "gt_boxes");
+  const int64_t num_objects = gt_boxes.size(0);
+  check(probs.dim() == 2 && probs.size(0) == grid.num_points && probs.size(1) == num_objects,
+        "probs: expected shape [", grid.num_points, ", ", num_objects, "], got ", shape_of(probs));
+  check_floating(probs, "probs");
+
+  Tensor result = torch::stable::new_empty(probs, {grid.num_points, num_objects}, ScalarType::Float);
+  float* const amplified = result.mutable_data_ptr<float>();
+  std::fill_n(amplified, grid.num_points * num_objects, 0.0f);
+  const float* const boxes = gt_boxes.const_data_ptr<float>();
+
+  const int64_t threads = threads_for(num_objects, grid.num_points * num_objects);
+  std::vector<Amplifier> amplifiers(threads, Amplifier(sigma, Activation::kNone, level_gate, grid.widest_level()));
+  with_strided<2>(probs, [&](const auto& view) {
+    for_each_unit(num_objects, threads, [&](int64_t g, int64_t slot) {
+      const Box box{boxes[4 * g], boxes[4 * g + 1], boxes[4 * g + 2], boxes[4 * g + 3]};
+      if (!is_valid(box)) return;
+      const auto probability = [&](int64_t j) {
+        return static_cast<float>(view.data[j * view.stride[0] + g * view.stride[1]]);
+      };
+      const auto write = [&](int64_t j, int32_t, float score) { amplified[j * num_objects + g] = score; };
+      for (const Level& level : grid.levels)
+        amplifiers[slot].add(level, {0, level.height}, box, static_cast<int32_t>(g), probability, write);
+      amplifiers[slot].flush(write);
+    });
+  });
+  return result;
+}
+
+}  // namespace mgassign::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) {
+  m.impl("amplified_centerness", TORCH_BOX(&mgassign::cpu::amplified_centerness_cpu));
+}

@@ -1,0 +1,67 @@
+// Intersection over union of every pair of boxes.
+#include <torch/csrc/stable/library.h>
+
+#include "steps.h"
+
+namespace mgassign::cpu {
+
+namespace {
+
+struct BoxArrays {
+  std::vector<float> x1, y1, x2, y2, area;
+};
+
+MGASSIGN_VECTOR void iou_with_all(const Box& box, const BoxArrays& others, float* iou) {
+  const float area = area_of(box);
+  const int64_t count = static_cast<int64_t>(others.area.size());
+  const float *x1 = others.x1.data(), *y1 = others.y1.data(), *x2 = others.x2.data(), *y2 = others.y2.data();
+  const float* other_area = others.area.data();
+  for (int64_t g = 0; g < count; ++g) iou[g] = iou_of(box, area, {x1[g], y1[g], x2[g], y2[g]}, other_area[g]);
+}
+
+// Boxes that are none become empty ones, which overlap nothing.
+template <typename Element>
+Box load(const Strided<Element, 2>& boxes, int64_t row) {
+  const Element* const at = boxes.data + row * boxes.stride[0];
+  const int64_t step = boxes.stride[1];
+  const Box box{static_cast<float>(at[0]), static_cast<float>(at[step]), static_cast<float>(at[2 * step]),
+                static_cast<float>(at[3 * step])};
+  return is_valid(box) ? box : Box{0.0f, 0.0f, 0.0f, 0.0f};
+}
+
+}  // namespace
+
+Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
+  check(boxes.dim() == 2 && boxes.size(1) == 4, "boxes: expected shape [P, 4], got ", shape_of(boxes));
+  check(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, "gt_boxes: expected shape [G, 4], got ", shape_of(gt_boxes));
+  check_floating(boxes, "boxes");
+  check_floating(gt_boxes, "gt_boxes");
+  const int64_t rows = boxes.size(0), columns = gt_boxes.size(0);
+  Tensor result = torch::stable::new_empty(boxes, {rows, columns}, ScalarType::Float);
+  float* const iou = result.mutable_data_ptr<float>();
+
+  BoxArrays others;
+  with_strided<2>(gt_boxes, [&](const auto& view) {
+    for (int64_t g = 0; g < columns; ++g) {
+      const Box box = load(view, g);
+      others.x1.push_back(box.x1);
+      others.y1.push_back(box.y1);
+      others.x2.push_back(box.x2);
+      others.y2.push_back(box.y2);
+      others.area.push_back(area_of(box));
+    }
+  });
+  with_strided<2>(boxes, [&](const auto& view) {
+    constexpr int64_t kBlock = 64;
+    const int64_t blocks = (rows + kBlock - 1) / kBlock;
+    for_each_unit(blocks, threads_for(blocks, rows * columns), [&](int64_t block, int64_t) {
+      for (int64_t j = block * kBlock; j < std::min(rows, (block + 1) * kBlock); ++j)
+        iou_with_all(load(view, j), others, iou + j * columns);
+    });
+  });
+  return result;
+}
+
+}  // namespace mgassign::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("box_iou", TORCH_BOX(&mgassign::cpu::box_iou_cpu)); }

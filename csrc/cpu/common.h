@@ -1,0 +1,71 @@
+// What every CPU kernel uses: threads, vector code for several instruction sets, element types.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "../checks.h"
+
+// Compiles a loop for SSE2, AVX2 and AVX-512 and picks one when the library loads. Without contraction
+// all three give the same bits. Sanitizers run before the picking is done, so they get the plain loop.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MGASSIGN_VECTOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define MGASSIGN_VECTOR
+#endif
+
+namespace mgassign::cpu {
+
+// How many threads `work` (in point visits, roughly a nanosecond each) deserves.
+inline int64_t threads_for(int64_t units, int64_t work) {
+  constexpr int64_t kWorthAThread = 8192;
+  const int64_t available = torch::stable::get_num_threads();
+  return std::max<int64_t>(1, std::min({available, units, work / kWorthAThread}));
+}
+
+// Runs body(unit, slot) for every unit; slot < threads tells which scratch space is free to use. Units are
+// handed out one by one because their cost differs; none may depend on another. body must not throw.
+template <typename Body>
+void for_each_unit(int64_t units, int64_t threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto run = [&](int64_t slot) {
+    for (int64_t unit = next++; unit < units; unit = next++) body(unit, slot);
+  };
+  if (threads == 1) return run(0);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) run(slot);
+  });
+}
+
+// A floating tensor of any dtype and strides; kernels widen what they read to float32.
+template <typename Element, int kDims>
+struct Strided {
+  const Element* data;
+  int64_t stride[kDims];
+
+  explicit Strided(const Tensor& tensor) : data(static_cast<const Element*>(tensor.const_data_ptr())) {
+    for (int d = 0; d < kDims; ++d) stride[d] = tensor.stride(d);
+  }
+};
+
+// Calls body(view) with the view of the tensor's own dtype.
+template <int kDims, typename Body>
+auto with_strided(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return body(Strided<torch::headeronly::Half, kDims>(tensor));
+    case ScalarType::BFloat16:
+      return body(Strided<torch::headeronly::BFloat16, kDims>(tensor));
+    case ScalarType::Double:
+      return body(Strided<double, kDims>(tensor));
+    default:
+      return body(Strided<float, kDims>(tensor));
+  }
+}
+
+}  // namespace mgassign::cpu

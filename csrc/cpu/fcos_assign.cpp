@@ -1,0 +1,70 @@
+// FCOS's own strategy: the points inside an object's central box, on the levels made for its size.
+//
+// Candidates are enumerated from the grid's description; no point is visited that no object wants.
+#include <torch/csrc/stable/library.h>
+
+#include "../math/centerness.h"
+#include "steps.h"
+
+namespace mgassign::cpu {
+
+void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius,
+                     int64_t* owner, int64_t* num_points) {
+  std::fill_n(owner, grid.num_points, int64_t{-1});
+  std::fill_n(num_points, num_objects, int64_t{0});
+  for (const Object* object = objects.begin; object != objects.end; ++object) {
+    const Box& box = object->box;
+    const float cx = (box.x1 + box.x2) * 0.5f;
+    const float cy = (box.y1 + box.y2) * 0.5f;
+    int64_t taken = 0;
+    for (const Level& level : grid.levels) {
+      if (!level.may_accept_inside(box.x2 - box.x1, box.y2 - box.y1)) continue;
+      Box central = box;
+      if (center_radius > 0) {
+        const float reach = static_cast<float>(center_radius * level.stride);
+        central = {larger(cx - reach, box.x1), larger(cy - reach, box.y1), smaller(cx + reach, box.x2),
+                   smaller(cy + reach, box.y2)};
+      }
+      const Span columns = strictly_between(level, level.width, central.x1, central.x2);
+      const Span rows = strictly_between(level, level.height, central.y1, central.y2);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const float vertical = axis_distances(level.coordinate(row), box.y1, box.y2).longest;
+        int64_t* const owner_of_row = owner + level.first_point + row * level.width;
+        for (int64_t column = columns.begin; column < columns.end; ++column) {
+          const float horizontal = axis_distances(level.coordinate(column), box.x1, box.x2).longest;
+          // Smaller objects came first: a point that is taken stays taken.
+          if (owner_of_row[column] >= 0 || !level.accepts(larger(horizontal, vertical))) continue;
+          owner_of_row[column] = object->index;
+          ++taken;
+        }
+      }
+    }
+    num_points[object->index] = taken;
+  }
+}
+
+std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, std::optional<Tensor> gt_offsets,
+                                           std::optional<std::vector<int64_t>> gt_counts,
+                                           std::vector<int64_t> heights, std::vector<int64_t> widths,
+                                           std::vector<int64_t> strides, std::vector<double> offsets,
+                                           std::vector<double> ranges, double center_radius) {
+  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+  check_center_radius(center_radius);
+  std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
+  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), std::move(first_objects));
+
+  Tensor original = torch::stable::new_empty(gt_boxes, {batch.num_images(), grid.num_points}, ScalarType::Long);
+  Tensor num_points = torch::stable::new_empty(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+  int64_t* const owner = original.mutable_data_ptr<int64_t>();
+  int64_t* const counts = num_points.mutable_data_ptr<int64_t>();
+  for_each_unit(batch.num_images(), threads_for(batch.num_images(), original.numel() + 64 * batch.num_objects()),
+                [&](int64_t image, int64_t) {
+                  assign_original(grid, batch.rank(image), batch.size(image), center_radius,
+                                  owner + image * grid.num_points, counts + batch.first(image));
+                });
+  return {original, num_points};
+}
+
+}  // namespace mgassign::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("fcos_assign", TORCH_BOX(&mgassign::cpu::fcos_assign_cpu)); }

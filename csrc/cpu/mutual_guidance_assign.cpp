@@ -1,0 +1,272 @@
+// Mutual Guidance, fused: the original strategy, Localize to Classify and Classify to Localize in one call.
+//
+// Three passes, each spread over the threads:
+//   1. per image: rank the objects, run the original strategy, which gives N_g;
+//   2. per strip of neighbouring rows of points: whom does each point stand for, in either task? Written to
+//      the outputs as if everyone were chosen, the scores beside them;
+//   3. per image and task: keep the N_g best points of each object.
+//
+// Pass 2 never looks at most pairs of point and object. A strip is cut into tiles of 32 neighbouring points;
+// the bounding box of a tile's predictions is small, and only objects that touch it can have an IoU there.
+// Classify to Localize enumerates the points inside each object and reads one logit for each.
+#include <torch/csrc/stable/library.h>
+
+#include "amplifier.h"
+#include "steps.h"
+
+namespace mgassign::cpu {
+
+namespace {
+
+constexpr int kTilePoints = 32;
+constexpr int64_t kTileColumns = 8;
+
+// Predictions of up to 32 neighbouring points, and whom they fit best so far.
+struct Tile {
+  float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints], area[kTilePoints];
+  float score[kTilePoints];
+  int32_t owner[kTilePoints];
+  Box bounds;
+};
+
+struct Strip {
+  const Level* level;
+  Span rows;
+};
+
+// Every level's rows in runs as high as a tile.
+std::vector<Strip> cut_into_strips(const Grid& grid) {
+  std::vector<Strip> strips;
+  for (const Level& level : grid.levels) {
+    if (level.width == 0) continue;
+    const int64_t tall = kTilePoints / std::min(level.width, kTileColumns);
+    for (int64_t row = 0; row < level.height; row += tall)
+      strips.push_back({&level, {row, std::min(row + tall, level.height)}});
+  }
+  return strips;
+}
+
+bool touches(const Box& a, const Box& b) { return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1; }
+
+void grow(Box& bounds, const Box& box) {
+  bounds = {smaller(bounds.x1, box.x1), smaller(bounds.y1, box.y1), larger(bounds.x2, box.x2),
+            larger(bounds.y2, box.y2)};
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
+
+MGASSIGN_VECTOR void fit(Tile& tile, const Object& object) {
+  const Box box = object.box;
+  const float area = object.area;
+  const int32_t index = object.index;
+  for (int i = 0; i < kTilePoints; ++i) {
+    const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], box, area);
+    const bool better = iou > tile.score[i];
+    tile.owner[i] = better ? index : tile.owner[i];
+    tile.score[i] = better ? iou : tile.score[i];
+  }
+}
+
+template <typename Element>
+void load(Tile& tile, const Strided<Element, 3>& boxes, const Element* image, const Level& level, Span rows,
+          Span columns) {
+  tile.bounds = kNowhere;
+  int i = 0;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const Element* at = image + (level.first_point + row * level.width + columns.begin) * boxes.stride[1];
+    for (int64_t column = columns.begin; column < columns.end; ++column, ++i, at += boxes.stride[1]) {
+      const int64_t step = boxes.stride[2];
+      const Box box{static_cast<float>(at[0]), static_cast<float>(at[step]), static_cast<float>(at[2 * step]),
+                    static_cast<float>(at[3 * step])};
+      const bool valid = is_valid(box);
+      if (valid) grow(tile.bounds, box);
+      tile.x1[i] = valid ? box.x1 : 0.0f;
+      tile.y1[i] = valid ? box.y1 : 0.0f;
+      tile.x2[i] = valid ? box.x2 : 0.0f;
+      tile.y2[i] = valid ? box.y2 : 0.0f;
+      tile.area[i] = valid ? area_of(box) : 0.0f;
+    }
+  }
+  for (; i < kTilePoints; ++i) tile.x1[i] = tile.y1[i] = tile.x2[i] = tile.y2[i] = tile.area[i] = 0.0f;
+  std::fill_n(tile.score, kTilePoints, 0.0f);
+  std::fill_n(tile.owner, kTilePoints, -1);
+}
+
+// Scratch space of one thread in pass 2.
+struct Workspace {
+  std::vector<Tile> tiles;
+  std::vector<const Object*> near;
+  Amplifier amplifier;
+};
+
+// Whom each point stands for and how well it fits: owner and score of one image.
+struct Standing {
+  int64_t* owner;
+  float* score;
+};
+
+template <typename Element>
+void localize_to_classify(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& boxes,
+                          const Element* image, Workspace& workspace, Standing standing) {
+  const Level& level = *strip.level;
+  const int64_t tile_width = std::min(level.width, kTileColumns);
+  const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
+  Box bounds = kNowhere;
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
+    load(workspace.tiles[t], boxes, image, level, strip.rows, columns);
+    grow(bounds, workspace.tiles[t].bounds);
+  }
+
+  const Object** const near = workspace.near.data();
+  int64_t num_near = 0;
+  for (const Object* object = objects.begin; object != objects.end; ++object) {
+    near[num_near] = object;
+    num_near += touches(object->box, bounds);
+  }
+
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    Tile& tile = workspace.tiles[t];
+    for (int64_t n = 0; n < num_near; ++n)
+      if (touches(near[n]->box, tile.bounds)) fit(tile, *near[n]);
+
+    const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
+    int i = 0;
+    for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row) {
+      const int64_t first = level.first_point + row * level.width;
+      for (int64_t column = columns.begin; column < columns.end; ++column, ++i) {
+        standing.owner[first + column] = tile.owner[i];
+        standing.score[first + column] = tile.score[i];
+      }
+    }
+  }
+}
+
+template <typename Element>
+void classify_to_localize(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& logits,
+                          const Element* image, const int64_t* labels, Workspace& workspace, Standing standing) {
+  const Level& level = *strip.level;
+  const int64_t first = level.first_point + strip.rows.begin * level.width;
+  const int64_t count = (strip.rows.end - strip.rows.begin) * level.width;
+  std::fill_n(standing.owner + first, count, int64_t{-1});
+  std::fill_n(standing.score + first, count, 0.0f);
+
+  const auto take = [&](int64_t j, int32_t object, float score) {
+    if (!(score > standing.score[j])) return;
+    standing.score[j] = score;
+    standing.owner[j] = object;
+  };
+  const float top = level.coordinate(strip.rows.begin), bottom = level.coordinate(strip.rows.end - 1);
+  for (const Object* object = objects.begin; object != objects.end; ++object) {
+    if (!(object->box.y1 < bottom && object->box.y2 > top)) continue;
+    const Element* const column = image + labels[object->index] * logits.stride[2];
+    workspace.amplifier.add(
+        level, strip.rows, object->box, object->index,
+        [&](int64_t j) { return static_cast<float>(column[j * logits.stride[1]]); }, take);
+  }
+  workspace.amplifier.flush(take);
+}
+
+void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes, bool padded) {
+  for (int64_t image = 0; image < batch.num_images(); ++image)
+    for (int64_t i = 0; i < batch.size(image); ++i) {
+      const int64_t label = labels[batch.first(image) + i];
+      check((label >= 0 && label < num_classes) || (padded && label == -1), "gt_labels: expected a label in [0, ",
+            num_classes, ") for object ", i, " of image ", image, ", got ", label);
+    }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
+    const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
+    std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
+    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
+    std::vector<double> ranges, double center_radius, double sigma, bool level_gate, int64_t min_points,
+    int64_t activation) {
+  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+  check_center_radius(center_radius);
+  check_sigma(sigma);
+  check(min_points >= 0, "min_points: expected at least 0, got ", min_points);
+  check(activation == 0 || activation == 1, "activation: expected 0 (none) or 1 (sigmoid), got ", activation);
+  std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
+  check_packed(gt_labels, ScalarType::Long, "gt_labels");
+  check(gt_labels.dim() == gt_boxes.dim() - 1 && gt_labels.numel() == first_objects.back(),
+        "gt_labels: expected one label per object (", first_objects.back(), "), got shape ", shape_of(gt_labels));
+  const int64_t num_images = static_cast<int64_t>(first_objects.size()) - 1;
+  check(pred_boxes.dim() == 3 && pred_boxes.size(0) == num_images && pred_boxes.size(1) == grid.num_points &&
+            pred_boxes.size(2) == 4,
+        "pred_boxes: expected shape [", num_images, ", ", grid.num_points, ", 4], got ", shape_of(pred_boxes));
+  check(pred_logits.dim() == 3 && pred_logits.size(0) == num_images && pred_logits.size(1) == grid.num_points,
+        "pred_logits: expected shape [", num_images, ", ", grid.num_points, ", C], got ", shape_of(pred_logits));
+  check_floating(pred_boxes, "pred_boxes");
+  check_floating(pred_logits, "pred_logits");
+
+  const bool padded = !gt_offsets && !gt_counts;
+  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
+  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), std::move(first_objects), padded ? labels : nullptr);
+  check_labels(batch, labels, pred_logits.size(2), padded);
+
+  const int64_t num_points = grid.num_points;
+  const auto new_owners = [&] { return torch::stable::new_empty(gt_boxes, {num_images, num_points}, ScalarType::Long); };
+  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
+  Tensor counts = torch::stable::new_empty(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+  int64_t* const original_owner = original.mutable_data_ptr<int64_t>();
+  int64_t* const num_positives = counts.mutable_data_ptr<int64_t>();
+  const std::unique_ptr<float[]> scores(new float[2 * num_images * num_points]);
+  const Standing standings[2] = {{cls.mutable_data_ptr<int64_t>(), scores.get()},
+                                 {loc.mutable_data_ptr<int64_t>(), scores.get() + num_images * num_points}};
+  const auto in_image = [&](const Standing& standing, int64_t image) {
+    return Standing{standing.owner + image * num_points, standing.score + image * num_points};
+  };
+
+  // Pass 1: the original strategy.
+  const int64_t work = num_images * num_points;
+  for_each_unit(num_images, threads_for(num_images, work), [&](int64_t image, int64_t) {
+    const ImageObjects objects = batch.rank(image);
+    int64_t* const counts_of_image = num_positives + batch.first(image);
+    assign_original(grid, objects, batch.size(image), center_radius, original_owner + image * num_points,
+                    counts_of_image);
+    for (const Object* object = objects.begin; object != objects.end; ++object)
+      counts_of_image[object->index] = std::max(counts_of_image[object->index], min_points);
+  });
+
+  // Pass 2: competition.
+  const std::vector<Strip> strips = cut_into_strips(grid);
+  const int64_t num_strips = static_cast<int64_t>(strips.size());
+  const int64_t threads = threads_for(num_images * num_strips, 4 * work);
+  const int64_t most_tiles = (grid.widest_level() + kTileColumns - 1) / kTileColumns;
+  std::vector<Workspace> workspaces(
+      threads, Workspace{std::vector<Tile>(most_tiles), std::vector<const Object*>(batch.largest_image() + 1),
+                         Amplifier(sigma, static_cast<Activation>(activation), level_gate, grid.widest_level())});
+  with_strided<3>(pred_boxes, [&](const auto& boxes) {
+    with_strided<3>(pred_logits, [&](const auto& logits) {
+      for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
+        const int64_t image = unit / num_strips;
+        const Strip& strip = strips[unit % num_strips];
+        const ImageObjects objects = batch.ranked(image);
+        localize_to_classify(strip, objects, boxes, boxes.data + image * boxes.stride[0], workspaces[slot],
+                             in_image(standings[0], image));
+        classify_to_localize(strip, objects, logits, logits.data + image * logits.stride[0],
+                             labels + batch.first(image), workspaces[slot], in_image(standings[1], image));
+      });
+    });
+  });
+
+  // Pass 3: selection.
+  const int64_t selectors_needed = threads_for(2 * num_images, 2 * work);
+  std::vector<TopPointSelector> selectors(selectors_needed, TopPointSelector(num_points, batch.largest_image()));
+  for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
+    const int64_t image = unit / 2;
+    const Standing standing = in_image(standings[unit % 2], image);
+    selectors[slot].run(standing.owner, standing.score, num_positives + batch.first(image), batch.size(image));
+  });
+  return {cls, loc, original, counts};
+}
+
+}  // namespace mgassign::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) {
+  m.impl("mutual_guidance_assign", TORCH_BOX(&mgassign::cpu::mutual_guidance_assign_cpu));
+}

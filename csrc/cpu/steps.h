@@ -1,0 +1,76 @@
+// The steps that operators share. fcos_assign.cpp and topk_per_object.cpp define what
+// mutual_guidance_assign.cpp uses too, so composed and fused results cannot drift apart.
+#pragma once
+
+#include <memory>
+
+#include "../math/boxes.h"
+#include "../math/order.h"
+#include "common.h"
+
+namespace mgassign::cpu {
+
+// An object that takes part in competition, and where it stood in its image.
+struct Object {
+  Box box;
+  float area;
+  int32_t index;
+};
+
+// The valid objects of one image, smaller area first, then lower index. Visiting them in this order and
+// replacing only what is strictly worse settles every tie as the rules ask.
+struct ImageObjects {
+  const Object* begin;
+  const Object* end;
+  int64_t count() const { return end - begin; }
+};
+
+// The objects of a batch, image by image.
+class ObjectBatch {
+ public:
+  // boxes [N, 4]; labels [N] or null: objects of label -1 are padding and take no part.
+  ObjectBatch(const float* boxes, std::vector<int64_t> offsets, const int64_t* labels = nullptr);
+
+  int64_t num_images() const { return static_cast<int64_t>(offsets_.size()) - 1; }
+  int64_t num_objects() const { return offsets_.back(); }
+  int64_t first(int64_t image) const { return offsets_[image]; }
+  int64_t size(int64_t image) const { return offsets_[image + 1] - offsets_[image]; }
+  int64_t largest_image() const;
+
+  // Sorts out and orders the objects of one image; different images may be ranked at once.
+  ImageObjects rank(int64_t image);
+  // The same, once rank(image) has run.
+  ImageObjects ranked(int64_t image) const;
+
+ private:
+  const float* boxes_;
+  const int64_t* labels_;
+  std::vector<int64_t> offsets_;
+  std::vector<int64_t> num_valid_;
+  std::unique_ptr<Object[]> objects_;
+};
+
+// FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
+void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius,
+                     int64_t* owner, int64_t* num_points);
+
+// For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
+class TopPointSelector {
+ public:
+  TopPointSelector(int64_t num_points, int64_t max_objects);
+  void run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects);
+
+ private:
+  struct Contest {
+    float threshold;     // score a further point has to exceed
+    int32_t candidates;  // points standing for the object
+    int32_t capacity;    // how many it may keep
+    int32_t filled;      // how many it keeps so far
+    int64_t start;       // of its heap, worst point on top
+  };
+  int64_t num_points_;
+  std::vector<Contest> contests_;
+  std::vector<ScoredPoint> heaps_;
+};
+
+}  // namespace mgassign::cpu

@@ -1,0 +1,46 @@
+// The points of one level, described instead of stored, and which of them lie inside an interval.
+#pragma once
+
+#include "portable.h"
+
+namespace mgassign {
+
+struct Level {
+  int64_t height, width;
+  int64_t first_point;  // of this level, within the image
+  float stride, offset;
+  float lo, hi;  // range of max(l, t, r, b) this level is made for, both ends inclusive
+
+  MGASSIGN_HD float coordinate(int64_t k) const { return static_cast<float>(k) * stride + offset; }
+  MGASSIGN_HD bool accepts(float longest) const { return lo <= longest && longest <= hi; }
+
+  // Exact, not an estimate: a point strictly inside a box sees max(l, t, r, b) between half the box's
+  // longer side and the whole of it, and rounding does not change the order of the two.
+  MGASSIGN_HD bool may_accept_inside(float width_of_box, float height_of_box) const {
+    const float longer_side = larger(width_of_box, height_of_box);
+    return lo <= longer_side && longer_side * 0.5f <= hi;
+  }
+};
+
+struct Span {
+  int64_t begin, end;  // half open
+};
+
+// The rows (or columns), of `count`, whose coordinate lies strictly between low and high.
+// The estimate by division may be one off; the comparisons that define "strictly inside" have the last word.
+MGASSIGN_HD Span strictly_between(const Level& level, int64_t count, float low, float high) {
+  const float last = static_cast<float>(count);
+  const float from = (low - level.offset) / level.stride;
+  int64_t begin = from > 0.0f ? (from < last ? static_cast<int64_t>(from) : count) : 0;
+  while (begin > 0 && level.coordinate(begin - 1) > low) --begin;
+  while (begin < count && !(level.coordinate(begin) > low)) ++begin;
+
+  const float to = (high - level.offset) / level.stride;
+  int64_t end = to > 0.0f ? (to < last ? static_cast<int64_t>(to) : count) : 0;
+  if (end < begin) end = begin;
+  while (end < count && level.coordinate(end) < high) ++end;
+  while (end > begin && !(level.coordinate(end - 1) < high)) --end;
+  return {begin, end};
+}
+
+}  // namespace mgassign

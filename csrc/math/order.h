@@ -1,0 +1,27 @@
+// The two orders that decide every contest, total so that the outcome never depends on who came first.
+#pragma once
+
+#include "portable.h"
+
+namespace mgassign {
+
+// Among the objects that want a point: the higher score; then the smaller area; then the lower index.
+// An area that is no number counts as larger than every other.
+MGASSIGN_HD bool smaller_object(float area_a, int64_t index_a, float area_b, int64_t index_b) {
+  if (area_a < area_b) return true;
+  if (area_b < area_a) return false;
+  const bool nan_a = area_a != area_a, nan_b = area_b != area_b;
+  return nan_a == nan_b ? index_a < index_b : nan_b;
+}
+
+// Among the points that stand for an object: the higher score; then the lower point index.
+struct ScoredPoint {
+  float score;
+  int32_t point;
+};
+
+MGASSIGN_HD bool ranks_before(const ScoredPoint& a, const ScoredPoint& b) {
+  return a.score > b.score || (a.score == b.score && a.point < b.point);
+}
+
+}  // namespace mgassign

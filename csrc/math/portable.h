@@ -1,0 +1,43 @@
+// What the scalar math needs from each compiler, so that one header serves host and device.
+//
+// Every function below csrc/math is built from IEEE-754 basic operations (+ - * / sqrt, comparisons)
+// in a fixed order. Compiled without contraction to fused multiply-add and without fast-math, it gives
+// the same bits on every CPU and every GPU; that is what makes the assignments identical everywhere.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define MGASSIGN_HD __host__ __device__ __forceinline__
+#else
+#define MGASSIGN_HD inline
+#endif
+
+#if defined(__FAST_MATH__)
+#error "mgassign must not be compiled with -ffast-math: results would differ between machines"
+#endif
+
+namespace mgassign {
+
+MGASSIGN_HD uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+MGASSIGN_HD float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Written as selects, not std::min/max or fminf/fmaxf: the first argument is returned when either is NaN,
+// on host and device alike, and vectorizers turn them into single instructions.
+MGASSIGN_HD float smaller(float a, float b) { return b < a ? b : a; }
+MGASSIGN_HD float larger(float a, float b) { return b > a ? b : a; }
+
+// False for NaN and for both infinities.
+MGASSIGN_HD bool is_finite(float value) { return value - value == 0.0f; }
+
+}  // namespace mgassign

@@ -1,0 +1,19 @@
+"""Label assignment for dense object detectors: Mutual Guidance and FCOS's own strategy, on CPU and CUDA."""
+
+from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
+from .ops import amplified_centerness, box_iou, topk_per_object
+from .points import FCOS_RANGES, PointGrid
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FCOS_RANGES",
+    "Assignment",
+    "OriginalAssignment",
+    "PointGrid",
+    "amplified_centerness",
+    "box_iou",
+    "fcos_assign",
+    "mutual_guidance_assign",
+    "topk_per_object",
+]

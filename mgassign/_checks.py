@@ -1,0 +1,69 @@
+"""Argument checks: what was expected of which argument, and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .points import PointGrid
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING, like: Tensor | None = None) -> None:
+    """A tensor of one of the dtypes, on the device of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        expected = "a floating-point" if dtypes is FLOATING else "an integer"
+        raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} like the other tensors, got {value.device}")
+
+
+def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
+    """The shape; a string stands for a dimension of any size."""
+    if value.dim() == len(expected):
+        for got, want in zip(value.shape, expected, strict=True):
+            if not isinstance(want, str) and got != want:
+                break
+        else:
+            return
+    wanted = ", ".join(str(e) for e in expected)
+    raise ValueError(f"{name}: expected shape [{wanted}], got {list(value.shape)}")
+
+
+def grid(value: Any) -> None:
+    if not isinstance(value, PointGrid):
+        raise TypeError(f"grid: expected a PointGrid, got {type(value).__name__}")
+
+
+def number(name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> None:
+    """A finite real number within its bound."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value) or (at_least is not None and value < at_least) or (above is not None and value <= above):
+        bound = f"of at least {at_least}" if above is None else f"above {above}"
+        raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
+
+
+def count(name: str, value: Any) -> None:
+    """A whole number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}: expected at least 0, got {value}")
+
+
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,153 @@
+"""What mgassign computes, in plain PyTorch: slow, obvious, and the yardstick of the tests and the benchmark.
+
+Read it beside the paper: Zhang, Fromont, Lefèvre, Avignon, *Localize to Classify and Classify to Localize:
+Mutual Guidance in Object Detection* (ACCV 2020), whose supplementary applies it to FCOS (Tian et al.,
+ICCV 2019). Everything here handles one image with its P points and G objects as [P, G] matrices, in
+float32. The compiled operators give the same assignments without ever holding such a matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .points import PointGrid
+
+__all__ = [
+    "amplified_centerness",
+    "box_iou",
+    "fcos_assign",
+    "mutual_guidance_assign",
+    "topk_per_object",
+]
+
+
+def valid_boxes(boxes: Tensor) -> Tensor:
+    """Which boxes take part: finite, of positive width and height. [..., 4] -> bool [...]."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return boxes.isfinite().all(-1) & (x2 > x1) & (y2 > y1)
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [...], in square pixels."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x2 - x1) * (y2 - y1)
+
+
+def distances(grid: PointGrid, gt_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """l, t, r, b from every point to the sides of every box, [P, G] each."""
+    x, y = grid.points(gt_boxes.device)[:, :, None].unbind(1)
+    x1, y1, x2, y2 = gt_boxes.unbind(-1)
+    return x - x1, y - y1, x2 - x, y2 - y
+
+
+def on_own_level(grid: PointGrid, gt_boxes: Tensor) -> Tensor:
+    """FCOS's level rule: is max(l, t, r, b) in the range of the point's level? bool [P, G]."""
+    longest = torch.stack(distances(grid, gt_boxes)).amax(0)
+    ranges = torch.tensor(grid.ranges, device=gt_boxes.device)
+    lo, hi = ranges.repeat_interleave(torch.tensor(grid.points_per_level, device=gt_boxes.device), dim=0)[:, :, None].unbind(1)
+    return (lo <= longest) & (longest <= hi)
+
+
+def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Intersection over union, [P, 4] and [G, 4] -> [P, G]; 0 for boxes that are none."""
+    boxes, gt_boxes = boxes.float(), gt_boxes.float()
+    upper_left = torch.maximum(boxes[:, None, :2], gt_boxes[:, :2])
+    lower_right = torch.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
+    intersection = (lower_right - upper_left).clamp(min=0).prod(-1)
+    iou = intersection / (box_areas(boxes)[:, None] + box_areas(gt_boxes) - intersection)
+    overlapping = valid_boxes(boxes)[:, None] & valid_boxes(gt_boxes) & (iou > 0)
+    return torch.where(overlapping, iou, 0.0)
+
+
+def amplified_centerness(
+    grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float = 2.0, level_gate: bool = True
+) -> Tensor:
+    """Centerness c amplified by the score p: c ^ ((sigma - p) / sigma), [G, 4] and [P, G] -> [P, G]."""
+    gt_boxes, probs = gt_boxes.float(), probs.float()
+    left, top, right, bottom = distances(grid, gt_boxes)
+    inside = torch.stack([left, top, right, bottom]).amin(0) > 0
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    centerness = torch.sqrt(torch.where(inside, horizontal * vertical, 0.0))
+    p = probs.nan_to_num(nan=0.0).clamp(0, 1)
+    amplified = centerness ** ((sigma - p) / sigma)
+    candidate = inside & valid_boxes(gt_boxes)
+    if level_gate:
+        candidate &= on_own_level(grid, gt_boxes)
+    return torch.where(candidate, amplified, 0.0)
+
+
+def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
+    """Competition, then selection: [P, G], [G], [G] -> int64 [P], each point's object or -1."""
+    # 1. One object per point: the highest score; equal scores: the smaller area, then the lower index.
+    if scores.shape[1] == 0:
+        return torch.full(scores.shape[:1], -1, device=scores.device)
+    scores = torch.where(scores.float() > 0, scores.float(), 0.0)
+    by_area = torch.argsort(areas.nan_to_num(nan=torch.inf), stable=True)
+    best, position = scores[:, by_area].max(1)  # the first of equal maxima
+    owner = torch.where(best > 0, by_area[position], -1)
+    # 2. Top k per object: a point's rank among those standing for the same object; equal scores: the
+    #    lower point index.
+    by_score = torch.argsort(best, descending=True, stable=True)
+    stands_for = owner[by_score][:, None] == torch.arange(len(k), device=k.device)
+    rank = stands_for.cumsum(0)
+    kept = (stands_for & (rank <= k)).any(1)
+    result = torch.full_like(owner, -1)
+    result[by_score] = torch.where(kept, owner[by_score], -1)
+    return result
+
+
+def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> tuple[Tensor, Tensor]:
+    """FCOS's own strategy for one image: original int64 [P], and num_points int64 [G]."""
+    gt_boxes = gt_boxes.float()
+    x, y = grid.points(gt_boxes.device)[:, :, None].unbind(1)
+    x1, y1, x2, y2 = gt_boxes.unbind(-1)
+    if center_radius > 0:
+        per_level = [center_radius * s for s in grid.strides]
+        counts = torch.tensor(grid.points_per_level, device=gt_boxes.device)
+        reach = torch.tensor(per_level, device=gt_boxes.device).repeat_interleave(counts)[:, None]
+        cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+        x1, x2 = torch.maximum(cx - reach, x1), torch.minimum(cx + reach, x2)
+        y1, y2 = torch.maximum(cy - reach, y1), torch.minimum(cy + reach, y2)
+    in_center = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+    candidate = in_center & on_own_level(grid, gt_boxes) & valid_boxes(gt_boxes)
+
+    # A contested point goes to the smallest area, then to the lowest index.
+    num_objects = len(gt_boxes)
+    if num_objects == 0:
+        return torch.full(x.shape[:1], -1, device=x.device), torch.zeros(0, dtype=torch.int64, device=x.device)
+    by_area = torch.argsort(box_areas(gt_boxes), stable=True)
+    wanted, position = candidate[:, by_area].max(1)  # the first of those that want it
+    original = torch.where(wanted, by_area[position], -1)
+    num_points = (original[:, None] == torch.arange(num_objects, device=x.device)).sum(0)
+    return original, num_points
+
+
+def mutual_guidance_assign(
+    grid: PointGrid,
+    pred_boxes: Tensor,
+    pred_logits: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    *,
+    center_radius: float = 1.5,
+    sigma: float = 2.0,
+    level_gate: bool = True,
+    min_points: int = 0,
+    activation: str = "sigmoid",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mutual Guidance for one image: cls, loc, original, num_points."""
+    gt_boxes = gt_boxes.float()
+    original, num_points = fcos_assign(grid, gt_boxes, center_radius)
+    num_points = torch.where(valid_boxes(gt_boxes), num_points.clamp(min=min_points), 0)
+    areas = box_areas(gt_boxes)
+
+    # Localize to Classify: positive for classification where the predicted box is good.
+    cls = topk_per_object(box_iou(pred_boxes, gt_boxes), num_points, areas)
+
+    # Classify to Localize: positive for localization where the score of the object's class is good.
+    logits = pred_logits[:, gt_labels].float()
+    probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
+    loc = topk_per_object(amplified_centerness(grid, gt_boxes, probs, sigma, level_gate), num_points, areas)
+    return cls, loc, original, num_points

@@ -1,0 +1,72 @@
+"""Builds mgassign's two compiled libraries; all other metadata stands in pyproject.toml.
+
+``mgassign._C`` holds every operator's schema and CPU kernel. ``mgassign._C_cuda`` holds CUDA kernels
+only and may be absent. Both use LibTorch's stable ABI, so one build serves several torch versions.
+
+Environment:
+    MGASSIGN_CUDA=auto|1|0   auto (default): build CUDA kernels where nvcc and a CUDA build of torch are found
+    TORCH_CUDA_ARCH_LIST     as in torch; unset and without a GPU: a written list, PTX on the last
+    MGASSIGN_SANITIZE=1      address and undefined-behaviour sanitizers (run Python with libasan preloaded)
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+CUDA_ARCHITECTURES = "8.0;8.9;9.0;10.0+PTX"
+
+# The oldest torch whose stable ABI the sources use: 2.11.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+# The bits are part of the contract: no contraction to fused multiply-add, no fast-math. The two -fno
+# flags only say that nobody reads errno or floating-point exceptions; results stay IEEE.
+CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v", "-Werror=all-warnings"]
+
+
+def cuda_sources() -> list[str]:
+    """The CUDA sources to build, or none; prints what was decided and why."""
+    wish = os.environ.get("MGASSIGN_CUDA", "auto")
+    if wish not in ("auto", "1", "0"):
+        sys.exit(f"MGASSIGN_CUDA: expected auto, 1 or 0, got {wish!r}")
+    sources = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+    nvcc = bool(CUDA_HOME) and Path(CUDA_HOME, "bin", "nvcc").exists()
+    missing = [
+        reason
+        for reason, holds in [
+            ("no nvcc (set CUDA_HOME)", not nvcc),
+            (f"torch {torch.__version__} is built without CUDA", torch.version.cuda is None),
+            ("there are no CUDA kernels in csrc/cuda yet", not sources),
+        ]
+        if holds
+    ]
+    if wish == "1" and missing:
+        sys.exit(f"MGASSIGN_CUDA=1, but {'; '.join(missing)}")
+    if wish == "0" or missing:
+        print(f"mgassign: building without CUDA ({'MGASSIGN_CUDA=0' if wish == '0' else '; '.join(missing)})")
+        return []
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = CUDA_ARCHITECTURES
+    print(f"mgassign: building with CUDA {torch.version.cuda}, toolkit in {CUDA_HOME}")
+    return sources
+
+
+def extensions() -> list[CppExtension]:
+    cxx, link = CXX_FLAGS + STABLE_ABI, []
+    if os.environ.get("MGASSIGN_SANITIZE") == "1":
+        sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+        cxx, link = cxx + sanitizers, sanitizers
+    common = {"py_limited_api": True, "extra_link_args": link}
+    cpu = ["csrc/library.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+    built = [CppExtension("mgassign._C", cpu, extra_compile_args={"cxx": cxx}, **common)]
+    if cuda := cuda_sources():
+        flags = {"cxx": cxx, "nvcc": NVCC_FLAGS + STABLE_ABI + ["-DUSE_CUDA"]}
+        built.append(CUDAExtension("mgassign._C_cuda", cuda, extra_compile_args=flags, **common))
+    return built
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension}, options={"bdist_wheel": {"py_limited_api": "cp310"}})
