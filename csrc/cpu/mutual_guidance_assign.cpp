@@ -26,7 +26,7 @@ struct Tile {
   float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints], area[kTilePoints];
   float score[kTilePoints];
   int32_t owner[kTilePoints];
-  Box bounds;
+  Box bounds;  // of all predictions
 };
 
 struct Strip {
@@ -46,58 +46,79 @@ std::vector<Strip> cut_into_strips(const Grid& grid) {
   return strips;
 }
 
-bool touches(const Box& a, const Box& b) { return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1; }
+// Bitwise, not short-circuit: a branch here would be mispredicted half the time.
+bool touches(const Box& a, const Box& b) {
+  return (a.x1 < b.x2) & (a.x2 > b.x1) & (a.y1 < b.y2) & (a.y2 > b.y1);
+}
+
+// Copies the objects that touch the bounds, in the same order.
+ImageObjects touching(const Box& bounds, ImageObjects objects, Object* found) {
+  Object* end = found;
+  for (const Object* object = objects.begin; object != objects.end; ++object) {
+    *end = *object;
+    end += touches(object->box, bounds);
+  }
+  return {found, end};
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
 
 void grow(Box& bounds, const Box& box) {
   bounds = {smaller(bounds.x1, box.x1), smaller(bounds.y1, box.y1), larger(bounds.x2, box.x2),
             larger(bounds.y2, box.y2)};
 }
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
-
-MGASSIGN_VECTOR void fit(Tile& tile, const Object& object) {
-  const Box box = object.box;
-  const float area = object.area;
-  const int32_t index = object.index;
+// Areas and bounds of the boxes a tile holds. Those that are none become empty ones, which overlap nothing.
+MGASSIGN_VECTOR void prepare(Tile& tile) {
+  float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints];
   for (int i = 0; i < kTilePoints; ++i) {
-    const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], box, area);
-    const bool better = iou > tile.score[i];
-    tile.owner[i] = better ? index : tile.owner[i];
-    tile.score[i] = better ? iou : tile.score[i];
+    const Box box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
+    const bool valid = is_valid(box);
+    x1[i] = valid ? box.x1 : kNowhere.x1;
+    y1[i] = valid ? box.y1 : kNowhere.y1;
+    x2[i] = valid ? box.x2 : kNowhere.x2;
+    y2[i] = valid ? box.y2 : kNowhere.y2;
+    tile.x1[i] = valid ? box.x1 : 0.0f;
+    tile.y1[i] = valid ? box.y1 : 0.0f;
+    tile.x2[i] = valid ? box.x2 : 0.0f;
+    tile.y2[i] = valid ? box.y2 : 0.0f;
+    tile.area[i] = valid ? area_of(box) : 0.0f;
+    tile.score[i] = 0.0f;
+    tile.owner[i] = -1;
   }
+  for (int half = kTilePoints / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) {
+      x1[i] = smaller(x1[i], x1[i + half]);
+      y1[i] = smaller(y1[i], y1[i + half]);
+      x2[i] = larger(x2[i], x2[i + half]);
+      y2[i] = larger(y2[i], y2[i + half]);
+    }
+  tile.bounds = {x1[0], y1[0], x2[0], y2[0]};
 }
 
-template <typename Element>
-void load(Tile& tile, const Strided<Element, 3>& boxes, const Element* image, const Level& level, Span rows,
-          Span columns) {
-  tile.bounds = kNowhere;
-  int i = 0;
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const Element* at = image + (level.first_point + row * level.width + columns.begin) * boxes.stride[1];
-    for (int64_t column = columns.begin; column < columns.end; ++column, ++i, at += boxes.stride[1]) {
-      const int64_t step = boxes.stride[2];
-      const Box box{static_cast<float>(at[0]), static_cast<float>(at[step]), static_cast<float>(at[2 * step]),
-                    static_cast<float>(at[3 * step])};
-      const bool valid = is_valid(box);
-      if (valid) grow(tile.bounds, box);
-      tile.x1[i] = valid ? box.x1 : 0.0f;
-      tile.y1[i] = valid ? box.y1 : 0.0f;
-      tile.x2[i] = valid ? box.x2 : 0.0f;
-      tile.y2[i] = valid ? box.y2 : 0.0f;
-      tile.area[i] = valid ? area_of(box) : 0.0f;
+MGASSIGN_VECTOR void fit(Tile& tile, ImageObjects objects) {
+  for (const Object* object = objects.begin; object != objects.end; ++object) {
+    const Box box = object->box;
+    const float area = object->area;
+    const int32_t index = object->index;
+    for (int i = 0; i < kTilePoints; ++i) {
+      const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], box, area);
+      const bool better = iou > tile.score[i];
+      tile.owner[i] = better ? index : tile.owner[i];
+      tile.score[i] = better ? iou : tile.score[i];
     }
   }
-  for (; i < kTilePoints; ++i) tile.x1[i] = tile.y1[i] = tile.x2[i] = tile.y2[i] = tile.area[i] = 0.0f;
-  std::fill_n(tile.score, kTilePoints, 0.0f);
-  std::fill_n(tile.owner, kTilePoints, -1);
 }
 
 // Scratch space of one thread in pass 2.
 struct Workspace {
   std::vector<Tile> tiles;
-  std::vector<const Object*> near;
+  std::vector<Object> near_strip, near_tile;
   Amplifier amplifier;
+
+  Workspace(int64_t most_tiles, int64_t most_objects, const Amplifier& amplifier)
+      : tiles(most_tiles), near_strip(most_objects + 1), near_tile(most_objects + 1), amplifier(amplifier) {}
 };
 
 // Whom each point stands for and how well it fits: owner and score of one image.
@@ -108,38 +129,47 @@ struct Standing {
 
 template <typename Element>
 void localize_to_classify(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& boxes,
-                          const Element* image, Workspace& workspace, Standing standing) {
+                          const Element* image, Workspace& workspace,
+                          Standing standing) {
   const Level& level = *strip.level;
   const int64_t tile_width = std::min(level.width, kTileColumns);
   const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
-  Box bounds = kNowhere;
-  for (int64_t t = 0; t < num_tiles; ++t) {
-    const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
-    load(workspace.tiles[t], boxes, image, level, strip.rows, columns);
-    grow(bounds, workspace.tiles[t].bounds);
-  }
-
-  const Object** const near = workspace.near.data();
-  int64_t num_near = 0;
-  for (const Object* object = objects.begin; object != objects.end; ++object) {
-    near[num_near] = object;
-    num_near += touches(object->box, bounds);
-  }
-
-  for (int64_t t = 0; t < num_tiles; ++t) {
-    Tile& tile = workspace.tiles[t];
-    for (int64_t n = 0; n < num_near; ++n)
-      if (touches(near[n]->box, tile.bounds)) fit(tile, *near[n]);
-
+  const int64_t point_step = boxes.stride[1], side_step = boxes.stride[2];
+  // Visits the points of tile t: each(place in the tile, point of the image).
+  const auto for_each_point = [&](int64_t t, const auto& each) {
     const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
     int i = 0;
     for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row) {
       const int64_t first = level.first_point + row * level.width;
-      for (int64_t column = columns.begin; column < columns.end; ++column, ++i) {
-        standing.owner[first + column] = tile.owner[i];
-        standing.score[first + column] = tile.score[i];
-      }
+      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, first + column);
     }
+    return i;
+  };
+
+  Box bounds = kNowhere;
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    Tile& tile = workspace.tiles[t];
+    int filled = for_each_point(t, [&](int i, int64_t j) {
+      const Element* const at = image + j * point_step;
+      tile.x1[i] = static_cast<float>(at[0]);
+      tile.y1[i] = static_cast<float>(at[side_step]);
+      tile.x2[i] = static_cast<float>(at[2 * side_step]);
+      tile.y2[i] = static_cast<float>(at[3 * side_step]);
+    });
+    for (; filled < kTilePoints; ++filled)
+      tile.x1[filled] = tile.y1[filled] = tile.x2[filled] = tile.y2[filled] = 0.0f;
+    prepare(tile);
+    grow(bounds, tile.bounds);
+  }
+
+  const ImageObjects near_strip = touching(bounds, objects, workspace.near_strip.data());
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    Tile& tile = workspace.tiles[t];
+    fit(tile, touching(tile.bounds, near_strip, workspace.near_tile.data()));
+    for_each_point(t, [&](int i, int64_t j) {
+      standing.owner[j] = tile.owner[i];
+      standing.score[j] = tile.score[i];
+    });
   }
 }
 
@@ -237,9 +267,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const int64_t num_strips = static_cast<int64_t>(strips.size());
   const int64_t threads = threads_for(num_images * num_strips, 4 * work);
   const int64_t most_tiles = (grid.widest_level() + kTileColumns - 1) / kTileColumns;
-  std::vector<Workspace> workspaces(
-      threads, Workspace{std::vector<Tile>(most_tiles), std::vector<const Object*>(batch.largest_image() + 1),
-                         Amplifier(sigma, static_cast<Activation>(activation), level_gate, grid.widest_level())});
+  const Amplifier amplifier(sigma, static_cast<Activation>(activation), level_gate, grid.widest_level());
+  std::vector<Workspace> workspaces(threads, Workspace(most_tiles, batch.largest_image(), amplifier));
   with_strided<3>(pred_boxes, [&](const auto& boxes) {
     with_strided<3>(pred_logits, [&](const auto& logits) {
       for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {

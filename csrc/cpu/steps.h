@@ -55,6 +55,7 @@ void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects
                      int64_t* owner, int64_t* num_points);
 
 // For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
+// Holds the scratch space for one image at a time.
 class TopPointSelector {
  public:
   TopPointSelector(int64_t num_points, int64_t max_objects);
@@ -62,13 +63,14 @@ class TopPointSelector {
 
  private:
   struct Contest {
-    float threshold;     // score a further point has to exceed
-    int32_t candidates;  // points standing for the object
-    int32_t capacity;    // how many it may keep
-    int32_t filled;      // how many it keeps so far
-    int64_t start;       // of its heap, worst point on top
+    int64_t start;     // of its heap, worst point on top
+    int32_t capacity;  // how many points it may keep
+    int32_t filled;    // how many it keeps so far
   };
+  void set_capacities(const int64_t* owner, const int64_t* k, int64_t num_objects);
+
   int64_t num_points_;
+  std::vector<float> threshold_;  // score a further point has to exceed; entry 0 for points of no object
   std::vector<Contest> contests_;
   std::vector<ScoredPoint> heaps_;
 };

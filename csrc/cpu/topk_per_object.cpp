@@ -6,40 +6,51 @@
 namespace mgassign::cpu {
 
 TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
-    : num_points_(num_points), contests_(max_objects), heaps_(num_points) {}
+    : num_points_(num_points), threshold_(max_objects + 1), contests_(max_objects), heaps_(num_points) {}
 
-void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects) {
-  for (int64_t g = 0; g < num_objects; ++g) contests_[g].candidates = 0;
-  for (int64_t j = 0; j < num_points_; ++j)
-    if (owner[j] >= 0) ++contests_[owner[j]].candidates;
-
-  // Heaps hold at most one entry per point, whatever k is.
+// An object keeps at most k points, and all objects together at most num_points: where the k's promise more
+// (min_points may), the points that stand for each object are counted first.
+void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, int64_t num_objects) {
+  int64_t wanted = 0;
+  for (int64_t g = 0; g < num_objects; ++g) {
+    contests_[g].capacity = static_cast<int32_t>(std::min(std::max<int64_t>(k[g], 0), num_points_));
+    wanted += contests_[g].capacity;
+  }
+  if (wanted > num_points_) {
+    for (int64_t g = 0; g < num_objects; ++g) contests_[g].filled = 0;
+    for (int64_t j = 0; j < num_points_; ++j)
+      if (owner[j] >= 0) ++contests_[owner[j]].filled;
+    for (int64_t g = 0; g < num_objects; ++g) contests_[g].capacity = std::min(contests_[g].capacity, contests_[g].filled);
+  }
   int64_t start = 0;
   for (int64_t g = 0; g < num_objects; ++g) {
-    Contest& contest = contests_[g];
-    const int64_t wanted = std::max<int64_t>(k[g], 0);
-    contest.capacity = static_cast<int32_t>(std::min<int64_t>(wanted, contest.candidates));
-    contest.filled = 0;
-    contest.start = start;
-    contest.threshold = contest.capacity > 0 ? 0.0f : std::numeric_limits<float>::infinity();
-    start += contest.capacity;
+    contests_[g].start = start;
+    contests_[g].filled = 0;
+    start += contests_[g].capacity;
   }
+}
+
+// A lambda, so that the heap functions inline it.
+constexpr auto worst_on_top = [](const ScoredPoint& a, const ScoredPoint& b) { return ranks_before(a, b); };
+
+void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects) {
+  set_capacities(owner, k, num_objects);
+  float* const threshold = threshold_.data() + 1;
+  threshold[-1] = std::numeric_limits<float>::infinity();
+  for (int64_t g = 0; g < num_objects; ++g)
+    threshold[g] = contests_[g].capacity > 0 ? 0.0f : std::numeric_limits<float>::infinity();
 
   for (int64_t j = 0; j < num_points_; ++j) {
-    if (owner[j] < 0) continue;
-    Contest& contest = contests_[owner[j]];
+    const int64_t g = owner[j];
     owner[j] = -1;
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
-    if (!(score[j] > contest.threshold)) continue;
+    if (!(score[j] > threshold[g])) continue;
+    Contest& contest = contests_[g];
     ScoredPoint* const heap = heaps_.data() + contest.start;
-    if (contest.filled == contest.capacity) {
-      std::pop_heap(heap, heap + contest.capacity, ranks_before);
-      heap[contest.capacity - 1] = {score[j], static_cast<int32_t>(j)};
-    } else {
-      heap[contest.filled++] = {score[j], static_cast<int32_t>(j)};
-    }
-    std::push_heap(heap, heap + contest.filled, ranks_before);
-    if (contest.filled == contest.capacity) contest.threshold = heap[0].score;
+    if (contest.filled == contest.capacity) std::pop_heap(heap, heap + contest.filled--, worst_on_top);
+    heap[contest.filled++] = {score[j], static_cast<int32_t>(j)};
+    std::push_heap(heap, heap + contest.filled, worst_on_top);
+    if (contest.filled == contest.capacity) threshold[g] = heap[0].score;
   }
 
   for (int64_t g = 0; g < num_objects; ++g)
