@@ -1,0 +1,60 @@
+"""When two results of Classify to Localize agree: exactly, or up to scores that differ by rounding only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgassign import Assignment, PointGrid, reference
+from scenes import Scene
+
+# Both float32 chains (distances, ratios, sigmoid, log or pow, exp) stay within this of the exact score:
+# its logarithm within 4 ulp, 5e-7 relative, plus 4e-7 for centerness; doubled.
+RELATIVE_ERROR = 1e-6
+
+
+def score_bounds(grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float, level_gate: bool):
+    """Lower and upper bound of what float32 may make of each amplified centerness, float64 [P, G]."""
+    candidate = reference.amplified_centerness(grid, gt_boxes, torch.ones_like(probs), sigma, level_gate) > 0
+    left, top, right, bottom = (d.double() for d in reference.distances(grid, gt_boxes))
+    ratio = torch.minimum(left, right) / torch.maximum(left, right) * torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    log = 0.5 * ratio.clamp(min=1e-300).log() * (sigma - probs.double()) / sigma
+    margin = RELATIVE_ERROR * (1 + log.abs())
+    exact = torch.where(candidate, log.exp(), 0.0)
+    return exact * (1 - margin), exact * (1 + margin)
+
+
+def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> None:
+    """Asserts that loc [P] is a right answer of one image for some scores within the bounds."""
+    points = torch.arange(len(loc))
+    for g, allowed in enumerate(num_points.tolist()):
+        chosen = loc == g
+        assert chosen.sum() <= allowed
+        assert (low[chosen, g] > 0).all(), "a positive without a score"
+        # Whoever is chosen may be the best at its point.
+        assert (high[chosen, g] >= low[chosen].amax(1)).all(), "a point given to a worse object"
+        # Whoever surely stands for g and is not chosen may be no better than the worst chosen.
+        others = high.clone()
+        others[:, g] = 0
+        left_out = (low[:, g] > others.amax(1)) & ~chosen & (points >= 0)
+        if left_out.any():
+            assert chosen.sum() == allowed, "an object got fewer points than it could"
+            if allowed:
+                assert low[left_out, g].max() <= high[chosen, g].min(), "a better point left out"
+
+
+def check_agreement(found: Assignment, scene: Scene, *, sigma=2.0, level_gate=True, activation="sigmoid", **settings) -> int:
+    """Asserts that found is the reference's answer; returns how many points differ in loc, by rounding."""
+    expected = scene.reference(sigma=sigma, level_gate=level_gate, activation=activation, **settings)
+    torch.testing.assert_close(found.original, expected.original, rtol=0, atol=0)
+    torch.testing.assert_close(found.num_points, expected.num_points, rtol=0, atol=0)
+    torch.testing.assert_close(found.cls, expected.cls, rtol=0, atol=0)
+    differing = int((found.loc != expected.loc).sum())
+    if differing:
+        per_image = found.num_points.split([len(labels) for labels in scene.gt_labels])
+        for b, labels in enumerate(scene.gt_labels):
+            logits = scene.pred_logits[b][:, labels].float()
+            probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
+            bounds = score_bounds(scene.grid, scene.gt_boxes[b].float(), probs.nan_to_num(0).clamp(0, 1), sigma, level_gate)
+            check_loc(found.loc[b], per_image[b], *bounds)
+    return differing

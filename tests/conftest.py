@@ -1,0 +1,38 @@
+"""Options, hypothesis profiles, and where optional data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("default", max_examples=200, derandomize=True, **_COMMON)
+settings.register_profile("deep", max_examples=5000, **_COMMON)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deep", action="store_true", help="many more examples of each property, and every float32 where sampled")
+    parser.addoption(
+        "--data", default=os.environ.get("MGASSIGN_DATA"), help="folder with coco_val2017_boxes.npz (default: $MGASSIGN_DATA)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("deep" if config.getoption("--deep") else "default")
+
+
+@pytest.fixture(scope="session")
+def deep(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--deep"))
+
+
+@pytest.fixture(scope="session")
+def coco_boxes_file(pytestconfig: pytest.Config) -> Path:
+    folder = pytestconfig.getoption("--data")
+    path = Path(folder, "coco_val2017_boxes.npz") if folder else None
+    if path is None or not path.exists():
+        pytest.skip("no coco_val2017_boxes.npz (give its folder by --data or MGASSIGN_DATA)")
+    return path

@@ -1,0 +1,122 @@
+"""Images with objects and predictions for the tests: seeded ones, and a strategy for hypothesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mgassign import Assignment, PointGrid, mutual_guidance_assign, reference
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A batch: what mutual_guidance_assign takes, objects as lists."""
+
+    grid: PointGrid
+    pred_boxes: Tensor
+    pred_logits: Tensor
+    gt_boxes: list[Tensor]
+    gt_labels: list[Tensor]
+
+    def assign(self, **settings) -> Assignment:
+        return mutual_guidance_assign(
+            self.grid, self.pred_boxes, self.pred_logits, self.gt_boxes, self.gt_labels, **settings
+        )
+
+    def reference(self, **settings) -> Assignment:
+        """The reference's answer, its images put together."""
+        images = [
+            reference.mutual_guidance_assign(self.grid, *of_image, **settings)
+            for of_image in zip(self.pred_boxes, self.pred_logits, self.gt_boxes, self.gt_labels, strict=True)
+        ]
+        if not images:
+            none = torch.empty(0, self.grid.num_points, dtype=torch.int64)
+            return Assignment(none, none, none, torch.empty(0, dtype=torch.int64))
+        *owners, num_points = zip(*images, strict=True)
+        return Assignment(*(torch.stack(owner) for owner in owners), torch.cat(num_points))
+
+    def to(self, dtype: torch.dtype) -> Scene:
+        """Predictions in another dtype."""
+        return replace(self, pred_boxes=self.pred_boxes.to(dtype), pred_logits=self.pred_logits.to(dtype))
+
+
+def random_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Boxes [count, 4] of 8 px to most of an image of size (height, width), sides log-uniform."""
+    extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    wh = torch.minimum(8 * (extent.min() / 8) ** torch.rand(count, 2, generator=generator), 0.95 * extent)
+    xy = torch.rand(count, 2, generator=generator) * (extent - wh)
+    return torch.cat([xy, xy + wh], dim=1)
+
+
+def predict(grid: PointGrid, boxes: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator):
+    """Boxes [P, 4] and logits [P, C] as an early detector makes them: some near an object, most at stride scale."""
+    strides = grid.point_strides()[:, None]
+    noise = torch.randn(grid.num_points, 4, generator=generator)
+    pred_boxes = grid.decode(2 * strides * torch.exp(0.5 * noise))
+    pred_logits = torch.randn(grid.num_points, num_classes, generator=generator) - 4
+    if len(boxes):
+        picked = torch.randint(len(boxes), (grid.num_points,), generator=generator)
+        left, top, right, bottom = reference.distances(grid, boxes)
+        inside = torch.stack([left, top, right, bottom]).amin(0).gather(1, picked[:, None]) > 0
+        near = inside & (torch.rand(grid.num_points, 1, generator=generator) < 0.5)
+        pred_boxes = torch.where(near, boxes[picked] + 0.5 * strides * noise, pred_boxes)
+        confident = torch.nn.functional.one_hot(labels[picked], num_classes)
+        pred_logits = pred_logits + 5 * confident * near
+    return pred_boxes, pred_logits
+
+
+def scene(
+    size: tuple[int, int] = (320, 320),
+    strides: tuple[int, ...] = STRIDES[:4],
+    objects: tuple[int, ...] = (5, 3),
+    num_classes: int = 6,
+    seed: int = 0,
+    **grid_settings,
+) -> Scene:
+    """A batch with so many objects in each image."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = [random_boxes(count, size, generator) for count in objects]
+    return scene_of(PointGrid.for_image(size, strides, **grid_settings), boxes, num_classes, generator)
+
+
+def scene_of(grid: PointGrid, boxes: list[Tensor], num_classes: int, generator: torch.Generator) -> Scene:
+    """A batch with these objects, labels and predictions drawn."""
+    labels = [torch.randint(num_classes, (len(of_image),), generator=generator) for of_image in boxes]
+    predictions = [predict(grid, *objects, num_classes, generator) for objects in zip(boxes, labels, strict=True)]
+    if not predictions:
+        return Scene(grid, torch.empty(0, grid.num_points, 4), torch.empty(0, grid.num_points, num_classes), [], [])
+    pred_boxes, pred_logits = map(torch.stack, zip(*predictions, strict=True))
+    return Scene(grid, pred_boxes, pred_logits, boxes, labels)
+
+
+GRIDS = (
+    PointGrid.for_image((96, 128), strides=(8, 16, 32)),
+    PointGrid.for_image((130, 70), strides=(8, 16, 32, 64, 128)),
+    PointGrid.for_image((96, 96), strides=(8, 16), ranges=((0, 24), (16, 80)), offset=0),
+    PointGrid.for_image((40, 56), strides=(4,), offset=2.5),
+)
+
+# Eighths are exact in float32 here, sums and differences too, and equal coordinates come up often.
+coordinates = st.integers(-16 * 8, 160 * 8).map(lambda eighths: eighths / 8)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> list[float]:
+    x, y = draw(coordinates), draw(coordinates)
+    width, height = (draw(st.integers(1, 120 * 4)) / 4 for _ in range(2))
+    return [x, y, x + width, y + height]
+
+
+@st.composite
+def scenes(draw: st.DrawFn, min_objects: int = 0, max_images: int = 2) -> Scene:
+    """Any scene of valid boxes, many of them overlapping or equal."""
+    grid = draw(st.sampled_from(GRIDS))
+    of_images = draw(st.lists(st.lists(boxes(), min_size=min_objects, max_size=6), min_size=1, max_size=max_images))
+    tensors = [torch.tensor(of_image, dtype=torch.float32).reshape(-1, 4) for of_image in of_images]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    return scene_of(grid, tensors, 3, generator)

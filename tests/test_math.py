@@ -1,0 +1,117 @@
+"""csrc/math, through the torch-free module CMake builds: accuracy, monotonicity, special values, point ranges."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "build" / "release"))
+import mgassign_math as math  # noqa: E402  (cmake --preset release && cmake --build --preset release)
+
+F32 = np.float32
+MAX = float(np.finfo(F32).max)
+
+
+def float32s(low: float, high: float, step: int):
+    """Every step-th float32 from low to high (of one sign), in blocks."""
+    first, last = sorted(int(F32(value).view(np.uint32)) for value in (low, high))
+    for begin in range(first, last, step << 20):
+        yield np.arange(begin, min(begin + (step << 20), last + 1), step, dtype=np.uint32).view(F32)
+
+
+def worst_error(function, exact, low: float, high: float, step: int) -> float:
+    """The largest distance from the exact value, in units of the last place of the float32 nearest to it."""
+    worst = 0.0
+    for x in float32s(low, high, step):
+        want = exact(x.astype(np.float64))
+        ulp = np.spacing(np.abs(want).astype(F32)).astype(np.float64)
+        worst = max(worst, float(np.max(np.abs(function(x).astype(np.float64) - want) / ulp)))
+    return worst
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("exp", 0.0, 88.72), ("exp", -0.0, -103.97), ("log", 1e-45, MAX)], ids=["exp+", "exp-", "log"]
+)
+def test_within_2_ulp_over_the_whole_range(name, low, high, deep):
+    # A prime step samples all mantissas; together the samples are some ten million values.
+    assert worst_error(getattr(math, name), getattr(np, name), low, high, 1 if deep else 211) < 2.0
+
+
+def test_exp_and_log_never_decrease(deep):
+    # Below a quarter e^x is 1 + x and a little: the short run leaves those out.
+    for begin, end in [(-104.0, 89.0)] if deep else [(-104.0, -0.25), (0.25, 89.0)]:
+        assert np.isnan(math.exp_first_decrease(begin, end))
+    for begin, end in [(0.0, MAX)] if deep else [(0.25, 4.0), (1e-45, 1e-38)]:
+        assert np.isnan(math.log_first_decrease(begin, end))
+
+
+def test_special_values():
+    inf, nan = np.inf, np.nan
+    np.testing.assert_array_equal(math.exp(F32([-inf, -104, 0, -0.0, 88.73, inf, nan])), F32([0, 0, 1, 1, inf, inf, nan]))
+    np.testing.assert_array_equal(math.log(F32([0, -0.0, 1, inf, -1, -inf, nan])), F32([-inf, -inf, 0, inf, nan, nan, nan]))
+    np.testing.assert_array_equal(math.sigmoid(F32([-inf, -200, 0, 200, inf, nan])), F32([0, 0, 0.5, 1, 1, 0]))
+    np.testing.assert_array_equal(math.probability(F32([-1, 0, 0.25, 1, 7, inf, -inf, nan])), F32([0, 0, 0.25, 1, 1, 1, 0, 0]))
+
+
+def test_sigmoid_is_accurate():
+    x = np.linspace(-80, 80, 1_000_001, dtype=F32)
+    exact = 1 / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(math.sigmoid(x), exact, rtol=3e-7)
+
+
+def test_amplify_at_its_ends():
+    assert math.amplify(F32(0), F32(0.5), F32(2)) == 0
+    assert math.amplify(F32(1), F32(0.5), F32(2)) == 1
+    c = F32(0.49)
+    np.testing.assert_allclose(math.amplify(c, F32([0, 1]), F32(2)), [0.49, 0.7], rtol=1e-6)
+
+
+def test_iou_of_extreme_boxes_is_a_number():
+    huge, tiny = F32(3e38), F32(1e-38)
+    assert math.iou(0, 0, huge, huge, 0, 0, huge, huge) == 0  # areas overflow
+    assert math.iou(0, 0, tiny, tiny, 0, 0, tiny, tiny) == 0  # areas underflow
+    assert math.iou(0, 0, 2, 2, 1, 1, 3, 3) == F32(1) / F32(7)
+
+
+@given(
+    count=st.integers(0, 40),
+    stride=st.sampled_from([1, 4, 8, 100]),
+    offset=st.sampled_from([0.0, 4.0, 2.5, -7.0]),
+    low=st.floats(-1e9, 1e9, width=32),
+    high=st.floats(-1e9, 1e9, width=32),
+)
+def test_strictly_between_is_what_comparisons_say(count, stride, offset, low, high):
+    coordinates = np.arange(count, dtype=F32) * F32(stride) + F32(offset)
+    inside = np.flatnonzero((coordinates > F32(low)) & (coordinates < F32(high)))
+    begin, end = math.strictly_between(count, stride, offset, low, high)
+    assert list(range(begin, end)) == inside.tolist()
+
+
+@given(
+    x1=st.floats(-1e4, 1e4, width=32), width=st.floats(2**-10, 1e4, width=32), where=st.floats(0, 1, width=32),
+    lo=st.floats(-1, 600, width=32), hi=st.floats(0, 600, width=32),
+)  # fmt: skip
+def test_a_level_is_only_skipped_where_no_point_inside_could_be_accepted(x1, width, where, lo, hi):
+    x1, x2 = F32(x1), F32(x1) + F32(width)
+    x = F32(x1 + (x2 - x1) * F32(where))
+    if x1 < x < x2:
+        longest = max(x - x1, x2 - x)
+        if lo <= longest <= hi:
+            assert math.may_accept_inside(lo, hi, x2 - x1, F32(0.5))
+
+
+def test_orders_are_total():
+    nan = float("nan")
+    ranked = [(1.0, 3), (2.0, 0), (2.0, 1), (nan, 0), (nan, 2)]
+    for i, a in enumerate(ranked):
+        for j, b in enumerate(ranked):
+            assert math.smaller_object(*a, *b) == (i < j)
+    points = [(0.9, 7), (0.5, 0), (0.5, 4)]
+    for i, a in enumerate(points):
+        for j, b in enumerate(points):
+            assert math.ranks_before(*a, *b) == (i < j)

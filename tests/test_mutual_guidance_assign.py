@@ -1,0 +1,271 @@
+"""The fused operator: agreement with the reference, every form of input, values that are not ordinary."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from agreement import check_agreement
+from mgassign import PointGrid, amplified_centerness, box_iou, fcos_assign, mutual_guidance_assign, topk_per_object
+from scenes import STRIDES, Scene, scene
+
+nan, inf = math.nan, math.inf
+
+SHAPES = [
+    {"size": (320, 320), "strides": STRIDES[:4], "objects": (5, 0, 1)},
+    {"size": (250, 333), "strides": STRIDES, "objects": (40, 12)},
+    {"size": (640, 640), "strides": STRIDES[:3], "objects": (20,)},
+    {"size": (800, 1024), "strides": STRIDES, "objects": (60,)},
+    {"size": (64, 1000), "strides": (8, 16), "objects": (7, 7), "ranges": ((0, 40), (30, 200))},
+    {"size": (33, 31), "strides": (8,), "objects": (3,), "offset": 0},
+    {"size": (7, 5), "strides": (8, 16), "objects": (2, 2)},
+]
+SETTINGS = [
+    {},
+    {"center_radius": 0.0},
+    {"center_radius": 2.5, "sigma": 1.25},
+    {"level_gate": False, "sigma": 7.0},
+    {"min_points": 25},
+    {"min_points": 10**9},
+    {"center_radius": 0.0, "level_gate": False, "activation": "none"},
+]
+
+
+def equal(found, expected) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_agrees_with_the_reference(settings):
+    differing = positives = 0
+    for seed, shape in enumerate(SHAPES):
+        of_shape = scene(seed=seed, **shape)
+        if settings.get("activation") == "none":
+            of_shape = dataclasses.replace(of_shape, pred_logits=of_shape.pred_logits.sigmoid())
+        found = of_shape.assign(**settings)
+        differing += check_agreement(found, of_shape, **settings)
+        positives += int((found.loc >= 0).sum())
+    assert positives > 500
+    assert differing <= 0.001 * positives, f"{differing} of {positives} points differ by rounding"
+
+
+@pytest.mark.parametrize("boxes_dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_are_read_as_float32(boxes_dtype, logits_dtype):
+    narrow = scene(seed=1)
+    narrow = dataclasses.replace(
+        narrow, pred_boxes=narrow.pred_boxes.to(boxes_dtype), pred_logits=narrow.pred_logits.to(logits_dtype)
+    )
+    assert equal(narrow.assign(), narrow.to(torch.float32).assign())
+
+
+def test_any_strides_and_gradients():
+    dense = scene(seed=2)
+    expected = dense.assign()
+    channels_first = dataclasses.replace(
+        dense,
+        pred_boxes=dense.pred_boxes.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(),
+        pred_logits=dense.pred_logits.permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_(),
+        gt_boxes=[torch.cat([b, b], 1)[:, :4].double() for b in dense.gt_boxes],
+        gt_labels=[labels.to(torch.int32) for labels in dense.gt_labels],
+    )
+    assert not channels_first.pred_boxes.is_contiguous()
+    found = channels_first.assign()
+    assert equal(found, expected)
+    assert not any(result.requires_grad for result in found)
+    one = dataclasses.replace(dense, pred_logits=dense.pred_logits[:1, :1].expand_as(dense.pred_logits))
+    same = dataclasses.replace(dense, pred_logits=one.pred_logits.contiguous())
+    assert equal(one.assign(), same.assign())
+
+
+def test_three_forms_of_objects_agree():
+    ragged = scene(objects=(4, 0, 7), seed=3)
+    expected = ragged.assign()
+
+    jagged = dataclasses.replace(
+        ragged,
+        gt_boxes=torch.nested.nested_tensor(ragged.gt_boxes, layout=torch.jagged),
+        gt_labels=torch.nested.nested_tensor(ragged.gt_labels, layout=torch.jagged),
+    )
+    assert equal(jagged.assign(), expected)
+
+    padded = dataclasses.replace(
+        ragged,
+        gt_boxes=torch.nn.utils.rnn.pad_sequence(ragged.gt_boxes, batch_first=True, padding_value=50.0),
+        gt_labels=torch.nn.utils.rnn.pad_sequence(ragged.gt_labels, batch_first=True, padding_value=-1),
+    )
+    # Whatever stands in the padding, a valid box too, takes no part.
+    padded.gt_boxes[padded.gt_labels < 0] = torch.tensor([10.0, 10.0, 90.0, 90.0])
+    found = padded.assign(min_points=2)
+    assert equal(found[:3], ragged.assign(min_points=2)[:3])
+    assert torch.equal(found.num_points[padded.gt_labels.flatten() >= 0], ragged.assign(min_points=2).num_points)
+    assert (found.num_points[padded.gt_labels.flatten() < 0] == 0).all()
+
+
+def test_jagged_tensors_with_holes():
+    boxes = torch.tensor([[[8.0, 8, 40, 40], [0, 0, 0, 0]], [[10, 20, 90, 80], [30, 30, 60, 99]]])
+    labels = torch.tensor([[1, 9], [0, 2]])
+    lengths = torch.tensor([1, 2])
+    jagged_boxes, jagged_labels = (
+        torch.nested.narrow(t, 1, torch.tensor([0, 0]), lengths, layout=torch.jagged) for t in (boxes, labels)
+    )
+    of_lists = scene(objects=(1, 2), seed=4)
+    of_lists = dataclasses.replace(of_lists, gt_boxes=[boxes[0, :1], boxes[1]], gt_labels=[labels[0, :1], labels[1]])
+    with_holes = dataclasses.replace(of_lists, gt_boxes=jagged_boxes, gt_labels=jagged_labels)
+    assert equal(with_holes.assign(), of_lists.assign())
+
+
+def test_batch_is_the_images_one_by_one():
+    batch = scene(objects=(4, 9, 0), seed=5)
+    found = batch.assign()
+    alone = [
+        mutual_guidance_assign(batch.grid, boxes[None], logits[None], [objects], [labels])
+        for boxes, logits, objects, labels in zip(
+            batch.pred_boxes, batch.pred_logits, batch.gt_boxes, batch.gt_labels, strict=True
+        )
+    ]
+    assert equal(found, [torch.cat(parts) for parts in zip(*alone, strict=True)])
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
+def test_building_blocks_composed_equal_the_fused_op(settings):
+    for seed, shape in enumerate(SHAPES):
+        shape = {**shape, "objects": shape["objects"][:1]}
+        one = scene(seed=seed, **shape)
+        found = one.assign(**settings)
+        boxes, labels = one.gt_boxes[0], one.gt_labels[0]
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        original, num_points = fcos_assign(one.grid, [boxes], settings.get("center_radius", 1.5))
+        assert torch.equal(original, found.original)
+        assert torch.equal(num_points, found.num_points)
+        cls = topk_per_object(box_iou(one.pred_boxes[0], boxes), num_points, areas)
+        assert torch.equal(cls, found.cls[0])
+        # The operators' own sigmoid is what the fused op uses; torch.sigmoid may differ in the last bit, so p is given.
+        probs = one.pred_logits[0].sigmoid()
+        given = dataclasses.replace(one, pred_logits=probs[None]).assign(**settings, activation="none")
+        gate = {name: settings[name] for name in ("sigma", "level_gate") if name in settings}
+        loc = topk_per_object(amplified_centerness(one.grid, boxes, probs[:, labels], **gate), num_points, areas)
+        assert torch.equal(loc, given.loc[0])
+
+
+GRID = PointGrid.for_image((128, 128), strides=(8, 16, 32))
+P = GRID.num_points
+WHOLE, SMALL = [16.0, 16.0, 112.0, 112.0], [40.0, 40.0, 72.0, 72.0]
+
+# Each: the objects, and what is wrong with them or special about them.
+OBJECT_CASES = {
+    "no objects": [],
+    "identical boxes": [SMALL, SMALL, SMALL],
+    "equal areas, crossing": [[16, 48, 112, 80], [48, 16, 80, 112]],
+    "nested boxes": [WHOLE, SMALL, [44, 44, 68, 68]],
+    "zero area": [[40, 40, 40, 72], SMALL],
+    "inverted": [[72, 72, 40, 40], SMALL],
+    "NaN coordinate": [[nan, 40, 72, 72], SMALL],
+    "infinite box": [[-inf, -inf, inf, inf], SMALL],
+    "outside the grid": [[-90, -90, -10, -10], [500, 500, 600, 600], SMALL],
+    "no point inside": [[41, 41, 43, 43], SMALL],
+    "points on the border only": [[4, 4, 12, 12], [12, 12, 20, 20]],
+    "larger than the image": [[-500, -500, 700, 700]],
+    "a side of 15,000 px": [[-7000, 40, 8000, 72], SMALL],
+    "areas overflow float32": [[-3e38, -3e38, 3e38, 3e38], [-2e38, -2e38, 2e38, 2e38], SMALL],
+    "areas 2.6 square pixels apart": [[30, 30, 90, 90], [30, 30, 90, 89.957]],
+    "many objects": [[8.0 * i, 8.0 * i, 8.0 * i + 30, 8.0 * i + 30] for i in range(12)] * 10,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_points": 5}, {"level_gate": False, "center_radius": 0.0}], ids=str)
+@pytest.mark.parametrize("objects", OBJECT_CASES.values(), ids=OBJECT_CASES.keys())
+def test_special_objects(objects, settings):
+    boxes = torch.tensor(objects, dtype=torch.float32).reshape(-1, 4)
+    like = scene((128, 128), STRIDES[:3], objects=(4,), seed=6)
+    one = Scene(like.grid, like.pred_boxes, like.pred_logits, [boxes], [torch.arange(len(boxes)) % 6])
+    found = one.assign(**settings)
+    assert check_agreement(found, one, **settings) == 0
+    valid = boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    assert (found.num_points[~valid] == 0).all()
+    for g in torch.nonzero(~valid).flatten():
+        assert not any((owner == g).any() for owner in found[:3])
+
+
+BAD_BOXES = [[nan, 0, 9, 9], [0, 0, inf, 9], [-inf, 0, 9, 9], [9, 0, 0, 9], [0, 9, 9, 0], [5, 5, 5, 9]]
+
+
+@pytest.mark.parametrize("bad", BAD_BOXES, ids=str)
+def test_predicted_box_that_is_none_concerns_its_own_point_only(bad):
+    clean = scene((128, 128), STRIDES[:3], objects=(3,), seed=7)
+    hit = int(torch.nonzero(clean.assign().cls[0] >= 0)[0])
+    spoiled = dataclasses.replace(clean, pred_boxes=clean.pred_boxes.clone())
+    spoiled.pred_boxes[0, hit] = torch.tensor(bad)
+    far_away = dataclasses.replace(clean, pred_boxes=clean.pred_boxes.clone())
+    far_away.pred_boxes[0, hit] = torch.tensor([9000.0, 9000, 9001, 9001])
+    assert equal(spoiled.assign(), far_away.assign())
+    assert check_agreement(spoiled.assign(), spoiled) == 0
+
+
+@pytest.mark.parametrize(("logit", "probability"), [(nan, 0.0), (inf, 1.0), (-inf, 0.0)])
+def test_logit_that_is_no_number(logit, probability):
+    clean = scene((128, 128), STRIDES[:3], objects=(3,), seed=8)
+    special = torch.rand(clean.pred_logits.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    by_logit = dataclasses.replace(clean, pred_logits=clean.pred_logits.masked_fill(special, logit))
+    saturated = 200.0 if probability else -200.0
+    by_limit = dataclasses.replace(clean, pred_logits=clean.pred_logits.masked_fill(special, saturated))
+    assert equal(by_logit.assign(), by_limit.assign())
+    assert check_agreement(by_logit.assign(), by_logit) == 0
+
+
+@pytest.mark.parametrize("value", [nan, -3.0, 4.0, inf, -inf])
+def test_probability_out_of_range_is_held_to_it(value):
+    clean = scene((128, 128), STRIDES[:3], objects=(3,), seed=9)
+    clean = dataclasses.replace(clean, pred_logits=clean.pred_logits.sigmoid())
+    special = torch.rand(clean.pred_logits.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    held = 1.0 if value > 1 else 0.0
+    spoiled, limited = (
+        dataclasses.replace(clean, pred_logits=clean.pred_logits.masked_fill(special, v)).assign(activation="none")
+        for v in (value, held)
+    )
+    assert equal(spoiled, limited)
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_nothing_to_assign(batch):
+    grid = PointGrid.for_image((64, 64), strides=(8,))
+    found = mutual_guidance_assign(
+        grid, torch.rand(batch, 64, 4), torch.rand(batch, 64, 2), [torch.empty(0, 4)] * batch, [torch.empty(0).long()] * batch
+    )
+    assert all(owner.shape == (batch, 64) and (owner == -1).all() for owner in found[:3])
+    assert found.num_points.shape == (0,)
+
+
+def test_no_points():
+    grid = PointGrid.from_features([(0, 4), (3, 0)], strides=(8, 16))
+    boxes, labels = [torch.tensor([[0.0, 0, 40, 40]])], [torch.tensor([0])]
+    found = mutual_guidance_assign(grid, torch.empty(1, 0, 4), torch.empty(1, 0, 2), boxes, labels, min_points=3)
+    assert found.cls.shape == found.loc.shape == found.original.shape == (1, 0)
+    assert found.num_points.tolist() == [3]
+
+
+def test_ties_go_to_the_smaller_area_then_the_lower_index_then_the_lower_point():
+    # All predictions equal one box, all scores equal: every choice is a tie.
+    pred = torch.tensor([40.0, 40, 72, 72]).expand(1, P, 4)
+    logits = torch.zeros(1, P, 1)
+    boxes = torch.tensor([WHOLE, SMALL, SMALL])
+    found = mutual_guidance_assign(GRID, pred, logits, [boxes], [torch.zeros(3, dtype=torch.int64)])
+    assert found.num_points[2] == 0  # the lower of two equal objects takes every contested point
+    n = int(found.num_points[1])
+    assert found.cls[0].tolist() == [1] * n + [-1] * (P - n)
+
+
+def test_whole_plane_is_covered_exactly_once_at_any_width():
+    # One object whose box every prediction equals, allowed all points: each must come out, whatever the tiling.
+    for width in [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 33]:
+        for height in [1, 2, 3, 4, 5, 11]:
+            grid = PointGrid.from_features([(height, width)], strides=(8,))
+            box = torch.tensor([-8.0, -8.0, 8.0 * width + 8, 8.0 * height + 8])
+            pred = box.expand(1, grid.num_points, 4)
+            found = mutual_guidance_assign(
+                grid, pred, torch.zeros(1, grid.num_points, 1), [box[None]], [torch.tensor([0])], center_radius=0.0
+            )
+            assert all((owner == 0).all() for owner in found[:3])
