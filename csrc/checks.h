@@ -82,12 +82,13 @@ inline Grid make_grid(const std::vector<int64_t>& heights, const std::vector<int
   for (size_t i = 0; i < count; ++i) {
     check(heights[i] >= 0 && widths[i] >= 0 && strides[i] > 0, "grid: level ", i, " is ", heights[i], " x ",
           widths[i], " of stride ", strides[i], "; expected sizes of at least 0 and a stride of at least 1");
+    check_point_count(std::max(heights[i], widths[i]));  // so that the product cannot overflow
     grid.levels.push_back({heights[i], widths[i], grid.num_points, static_cast<float>(strides[i]),
                            static_cast<float>(offsets[i]), static_cast<float>(ranges[2 * i]),
                            static_cast<float>(ranges[2 * i + 1])});
     grid.num_points += heights[i] * widths[i];
+    check_point_count(grid.num_points);
   }
-  check_point_count(grid.num_points);
   return grid;
 }
 

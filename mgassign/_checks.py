@@ -46,7 +46,10 @@ def number(name: str, value: Any, *, at_least: float | None = None, above: float
     """A finite real number within its bound."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value) or (at_least is not None and value < at_least) or (above is not None and value <= above):
+    # Comparisons only: torch.compile traces them with a symbolic number, math.isfinite it does not.
+    low_enough = value < math.inf
+    high_enough = value >= at_least if at_least is not None else value > (-math.inf if above is None else above)
+    if not (low_enough and high_enough):
         bound = f"of at least {at_least}" if above is None else f"above {above}"
         raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
 

@@ -65,8 +65,8 @@ class PointGrid:
         >>> PointGrid.for_image((320, 320), strides=(8, 16, 32, 64)).num_points
         2125
         """
-        if len(size) != 2:
-            raise ValueError(f"size: expected (height, width), got {size!r}")
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise TypeError(f"size: expected (height, width), got {size!r}")
         _check_strides(strides)
         height, width = size
         return cls.from_features([(-(-height // s), -(-width // s)) for s in strides], strides, ranges=ranges, offset=offset)

@@ -13,20 +13,19 @@ from scenes import Scene
 RELATIVE_ERROR = 1e-6
 
 
-def score_bounds(grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float, level_gate: bool):
+def score_bounds(grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float, level_gate: bool, slack: float = 1.0):
     """Lower and upper bound of what float32 may make of each amplified centerness, float64 [P, G]."""
     candidate = reference.amplified_centerness(grid, gt_boxes, torch.ones_like(probs), sigma, level_gate) > 0
     left, top, right, bottom = (d.double() for d in reference.distances(grid, gt_boxes))
     ratio = torch.minimum(left, right) / torch.maximum(left, right) * torch.minimum(top, bottom) / torch.maximum(top, bottom)
     log = 0.5 * ratio.clamp(min=1e-300).log() * (sigma - probs.double()) / sigma
-    margin = RELATIVE_ERROR * (1 + log.abs())
+    margin = slack * RELATIVE_ERROR * (1 + log.abs())
     exact = torch.where(candidate, log.exp(), 0.0)
     return exact * (1 - margin), exact * (1 + margin)
 
 
 def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> None:
     """Asserts that loc [P] is a right answer of one image for some scores within the bounds."""
-    points = torch.arange(len(loc))
     for g, allowed in enumerate(num_points.tolist()):
         chosen = loc == g
         assert chosen.sum() <= allowed
@@ -36,7 +35,7 @@ def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> Non
         # Whoever surely stands for g and is not chosen may be no better than the worst chosen.
         others = high.clone()
         others[:, g] = 0
-        left_out = (low[:, g] > others.amax(1)) & ~chosen & (points >= 0)
+        left_out = (low[:, g] > others.amax(1)) & ~chosen
         if left_out.any():
             assert chosen.sum() == allowed, "an object got fewer points than it could"
             if allowed:

@@ -1,0 +1,124 @@
+"""box_iou, amplified_centerness and topk_per_object: worked by hand and against the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from agreement import RELATIVE_ERROR
+from mgassign import PointGrid, amplified_centerness, box_iou, reference, topk_per_object
+from scenes import GRIDS, random_boxes
+
+nan, inf = math.nan, math.inf
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# box_iou
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 3), (3, 0), (1, 1), (257, 65), (1000, 7)])
+def test_box_iou_equals_the_reference(rows, columns, dtype):
+    boxes = random_boxes(rows, (300, 400), generator(1)).to(dtype)
+    gt_boxes = random_boxes(columns, (300, 400), generator(2)).to(dtype)
+    assert torch.equal(box_iou(boxes, gt_boxes), reference.box_iou(boxes, gt_boxes))
+
+
+def test_box_iou_of_boxes_that_are_none():
+    none = torch.tensor([[nan, 0, 9, 9], [0, 0, inf, 9], [9, 0, 0, 9], [0, 0, 0, 9], [0, 9, 9, 0]])
+    some = torch.tensor([[0.0, 0, 9, 9], [-9, -9, 99, 99]])
+    assert (box_iou(none, some) == 0).all()
+    assert (box_iou(some, none) == 0).all()
+    assert (box_iou(none, none) == 0).all()
+    assert (box_iou(some, some).diagonal() == 1).all()
+
+
+def test_box_iou_of_any_strides():
+    boxes = random_boxes(50, (300, 400), generator(3))
+    columns = boxes.T.contiguous().T
+    assert torch.equal(box_iou(columns, columns[::2]), box_iou(boxes, boxes[::2].contiguous()))
+
+
+# amplified_centerness
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("level_gate", [True, False])
+@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine"])
+def test_amplified_centerness_is_the_reference_s_but_for_rounding(grid, level_gate, dtype):
+    boxes = torch.cat([random_boxes(9, (100, 100), generator(4)), torch.tensor([[9.0, 9, 9, 20], [0, nan, 9, 9]])])
+    probs = torch.rand(grid.num_points, len(boxes), generator=generator(5)).to(dtype)
+    found = amplified_centerness(grid, boxes, probs, 1.5, level_gate)
+    expected = reference.amplified_centerness(grid, boxes, probs, 1.5, level_gate)
+    assert torch.equal(found > 0, expected > 0)
+    margin = RELATIVE_ERROR * (1 + expected.clamp(min=1e-30).log().abs())
+    assert ((found - expected).abs() <= 2 * margin * expected).all()
+
+
+def test_amplified_centerness_by_hand():
+    grid = PointGrid.from_features([(1, 1)], strides=(8,), offset=4)
+    box = torch.tensor([[0.0, 0.0, 20.0, 8.0]])  # l 4, r 16, t 4, b 4: centerness 1/2
+    for p, sigma, expected in [(0.0, 2.0, 0.5), (1.0, 2.0, 0.5**0.5), (0.5, 2.0, 0.5**0.75), (1.0, 4.0, 0.5**0.75)]:
+        assert amplified_centerness(grid, box, torch.tensor([[p]]), sigma).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_amplified_centerness_never_falls_with_the_score():
+    grid = GRIDS[0]
+    boxes = random_boxes(1, (96, 96), generator(6))
+    p = torch.linspace(0, 1, 20_001)
+    point = int(amplified_centerness(grid, boxes, torch.zeros(grid.num_points, 1))[:, 0].argmax())
+    copies = PointGrid.from_features([(1, 1)], strides=(8,), offset=0, ranges=[(-1, inf)])
+    here = boxes - grid.points()[point].repeat(2)
+    scores = torch.stack([amplified_centerness(copies, here, q.reshape(1, 1), 1.01)[0, 0] for q in p[::50]])
+    assert (scores.diff() >= 0).all()
+
+
+# topk_per_object
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("points", "objects"), [(0, 0), (0, 2), (5, 0), (1, 1), (300, 7), (2000, 90)])
+def test_topk_equals_the_reference(points, objects, dtype):
+    # Few distinct values, so that ties are everywhere.
+    scores = (torch.rand(points, objects, generator=generator(7)) * 9).round().to(dtype) / 8
+    k = torch.randint(0, 9, (objects,), generator=generator(8))
+    areas = torch.randint(1, 4, (objects,), generator=generator(9)).float()
+    assert torch.equal(topk_per_object(scores, k, areas), reference.topk_per_object(scores, k, areas))
+
+
+# Each: scores [P][G], k, areas, the owners expected.
+TOPK_CASES = {
+    "highest score wins the point": ([[0.2, 0.3]], [1, 1], [1, 1], [1]),
+    "equal scores: the smaller area": ([[0.5, 0.5]], [1, 1], [2, 1], [1]),
+    "equal scores and areas: the lower index": ([[0.5, 0.5]], [1, 1], [1, 1], [0]),
+    "an area of NaN counts as the largest": ([[0.5, 0.5]], [1, 1], [nan, inf], [1]),
+    "two areas of NaN: the lower index": ([[0.5, 0.5]], [1, 1], [nan, nan], [0]),
+    "equal scores: the lower point": ([[0.5], [0.5], [0.5]], [2], [1], [0, 0, -1]),
+    "the later point is better": ([[0.5], [0.6], [0.7]], [2], [1], [-1, 0, 0]),
+    "k of 0, and below 0": ([[0.5, 0], [0, 0.5]], [0, -3], [1, 1], [-1, -1]),
+    "k above the number of points": ([[0.5], [0.0], [0.1]], [2**62], [1], [0, -1, 0]),
+    "scores of 0 and below are no scores": ([[0.0], [-1.0], [-inf]], [3], [1], [-1, -1, -1]),
+    "NaN is no score": ([[nan, 0.1], [nan, nan]], [2, 2], [1, 1], [1, -1]),
+    "infinity is the highest": ([[inf], [3e38]], [1], [1], [0, -1]),
+    "who loses a point does not get another's": ([[0.9, 0.8], [0.1, 0.0]], [1, 1], [1, 1], [0, -1]),
+    "an object that may keep none still wins its points": ([[0.9, 0.8]], [0, 1], [1, 1], [-1]),
+}
+
+
+@pytest.mark.parametrize(("scores", "k", "areas", "expected"), TOPK_CASES.values(), ids=TOPK_CASES.keys())
+def test_topk_case(scores, k, areas, expected):
+    arguments = torch.tensor(scores), torch.tensor(k), torch.tensor(areas, dtype=torch.float32)
+    assert topk_per_object(*arguments).tolist() == expected
+    assert reference.topk_per_object(*arguments).tolist() == expected
+
+
+def test_topk_of_any_strides():
+    scores = torch.rand(6, 90, generator=generator(10))
+    k, areas = torch.full((6,), 4), torch.rand(6, generator=generator(11))
+    assert torch.equal(topk_per_object(scores.T, k, areas), topk_per_object(scores.T.contiguous(), k, areas))

@@ -1,0 +1,259 @@
+"""The operators as citizens of torch: opcheck, compile, export, autocast, threads, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import mgassign
+from agreement import check_agreement
+from mgassign import (
+    PointGrid,
+    _library,
+    amplified_centerness,
+    box_iou,
+    fcos_assign,
+    mutual_guidance_assign,
+    topk_per_object,
+)
+from scenes import STRIDES, Scene, scene, scene_of
+
+OPS = torch.ops.mgassign
+
+
+def equal(found, expected) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def calls(requires_grad: bool):
+    """A call of each operator's schema: name, positional and keyword arguments."""
+    of = scene((64, 96), STRIDES[:2], objects=(3, 2), seed=1)
+    pred_boxes, pred_logits = of.pred_boxes.requires_grad_(requires_grad), of.pred_logits.requires_grad_(requires_grad)
+    boxes, labels = torch.cat(of.gt_boxes), torch.cat(of.gt_labels)
+    grid = of.grid.as_arguments()
+    settings = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1}
+    offsets = torch.tensor([0, 3, 5])
+    scores = torch.rand(of.grid.num_points, 5, requires_grad=requires_grad)
+    yield "fcos_assign", (boxes, None, [3, 2]), {**grid, "center_radius": 1.5}
+    yield "fcos_assign", (boxes, offsets, None), {**grid, "center_radius": 0.0}
+    yield "mutual_guidance_assign", (pred_boxes, pred_logits, boxes, labels, None, [3, 2]), {**grid, **settings}
+    yield "mutual_guidance_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **settings}
+    padded = boxes[[0, 1, 3, 4]].reshape(2, 2, 4), labels[[0, 1, 3, 4]].reshape(2, 2)
+    yield "mutual_guidance_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **settings}
+    yield "box_iou", (pred_boxes[0].detach().requires_grad_(requires_grad), boxes), {}
+    yield "amplified_centerness", (boxes, scores), {**grid, "sigma": 2.0, "level_gate": True}
+    yield "topk_per_object", (scores, torch.tensor([1, 2, 3, 4, 5]), torch.rand(5)), {}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["no grad", "grad"])
+def test_opcheck(requires_grad):
+    seen = set()
+    for name, args, kwargs in calls(requires_grad):
+        torch.library.opcheck(getattr(OPS, name).default, args, kwargs)
+        seen.add(name)
+    assert seen == set(_library.OPERATORS)
+
+
+@pytest.mark.parametrize("name", _library.OPERATORS)
+def test_every_operator_has_its_kernels(name):
+    for key in ("CPU", "Meta", "Autograd"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mgassign::{name}", key), key
+
+
+def test_nothing_requires_grad():
+    for name, args, kwargs in calls(requires_grad=True):
+        found = getattr(OPS, name)(*args, **kwargs)
+        results = found if isinstance(found, tuple) else (found,)
+        assert not any(result.requires_grad for result in results), name
+
+
+def test_autocast_inference_and_no_grad_change_nothing():
+    of = scene(seed=2)
+    expected = of.assign()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert equal(of.assign(), expected)
+    with torch.inference_mode():
+        assert equal(of.assign(), expected)
+    with torch.no_grad():
+        assert equal(of.assign(), expected)
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("form", ["list", "padded", "jagged"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
+    grid = PointGrid.for_image((64, 96), STRIDES[:2])
+    compilations = 0
+
+    def backend(module, inputs):
+        nonlocal compilations
+        compilations += 1
+        return module.forward
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+    def step(pred_boxes, pred_logits, gt_boxes, gt_labels):
+        found = mutual_guidance_assign(grid, pred_boxes, pred_logits, gt_boxes, gt_labels, min_points=1)
+        alone = fcos_assign(grid, gt_boxes, center_radius=2.0)
+        return *found, *alone, (found.cls >= 0).sum()
+
+    for counts in [(3, 4), (5, 2), (9, 30), (2, 2)]:
+        of = scene_of(grid, [torch.rand(n, 4).cumsum(1) * 30 for n in counts], 3, torch.Generator().manual_seed(0))
+        boxes, labels = of.gt_boxes, of.gt_labels
+        if form == "padded":
+            boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
+            labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+        elif form == "jagged":
+            boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels))
+        *found, positives = step(of.pred_boxes, of.pred_logits, boxes, labels)
+        expected = mutual_guidance_assign(grid, of.pred_boxes, of.pred_logits, boxes, labels, min_points=1)
+        assert equal(found[:4], expected)
+        assert equal(found[4:], fcos_assign(grid, boxes, center_radius=2.0))
+        assert positives == (expected.cls >= 0).sum()
+    assert compilations <= 2
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_building_blocks_compile():
+    grid = PointGrid.for_image((64, 96), STRIDES[:2])
+
+    def blocks(pred_boxes, gt_boxes, probs, k):
+        areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(1)
+        cls = topk_per_object(box_iou(pred_boxes, gt_boxes), k, areas)
+        return cls, topk_per_object(amplified_centerness(grid, gt_boxes, probs), k, areas)
+
+    compiled = torch.compile(blocks, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (3, 8):
+        of = scene((64, 96), STRIDES[:2], objects=(count,), seed=count)
+        arguments = of.pred_boxes[0], of.gt_boxes[0], of.pred_logits[0][:, of.gt_labels[0]].sigmoid(), torch.full((count,), 4)
+        assert equal(compiled(*arguments), blocks(*arguments))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_inductor_compiles_it_amid_other_work():
+    of = scene((64, 96), STRIDES[:2], objects=(4, 2), seed=3)
+
+    @torch.compile(fullgraph=True)
+    def loss(ltrb, logits):
+        found = mutual_guidance_assign(of.grid, of.grid.decode(ltrb), logits, of.gt_boxes, of.gt_labels)
+        return (logits.sigmoid() * (found.cls >= 0)[..., None]).sum() + ltrb[found.loc >= 0].sum()
+
+    def eager(ltrb, logits):
+        return inspect.unwrap(loss)(ltrb, logits)
+
+    ltrb = torch.rand(2, of.grid.num_points, 4, requires_grad=True)
+    logits = of.pred_logits.clone().requires_grad_()
+    torch.testing.assert_close(loss(ltrb, logits), eager(ltrb, logits))
+    (gradient,) = torch.autograd.grad(loss(ltrb, logits), logits)
+    (expected,) = torch.autograd.grad(eager(ltrb, logits), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_exports_with_a_changing_number_of_objects():
+    grid = PointGrid.for_image((64, 96), STRIDES[:2])
+
+    class Assigner(torch.nn.Module):
+        def forward(self, pred_boxes, pred_logits, gt_boxes, gt_labels):
+            return tuple(mutual_guidance_assign(grid, pred_boxes, pred_logits, [gt_boxes], [gt_labels]))
+
+    def arguments(count: int):
+        of = scene((64, 96), STRIDES[:2], objects=(count,), seed=count)
+        return of.pred_boxes, of.pred_logits, of.gt_boxes[0], of.gt_labels[0]
+
+    objects = torch.export.Dim("objects", min=2, max=100)
+    program = torch.export.export(Assigner(), arguments(5), dynamic_shapes=(None, None, {0: objects}, {0: objects}))
+    for count in (2, 5, 40):
+        assert equal(program.module()(*arguments(count)), Assigner()(*arguments(count)))
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    batches = [scene((800, 1024), STRIDES, objects=(200,), seed=4), scene((320, 320), STRIDES, objects=(9,) * 5, seed=5)]
+    scores, k, areas = torch.rand(5000, 40).round(decimals=1), torch.full((40,), 9), torch.rand(40)
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(
+                [*(result for of in batches for result in of.assign()), topk_per_object(scores, k, areas),
+                 box_iou(batches[0].pred_boxes[0], batches[0].gt_boxes[0])]
+            )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 13, 40])
+def test_nothing_is_written_or_read_beyond_the_ends(width):
+    # NaN stands around the predictions, impossible labels around the labels: whoever reads beyond is found out; the
+    # inputs must come back as they were.
+    grid = PointGrid.from_features([(7, width), (3, max(width // 2, 1))], strides=(8, 16))
+    of = scene_of(grid, [torch.rand(6, 4).cumsum(1) * 40 for _ in range(2)], 3, torch.Generator().manual_seed(width))
+
+    def guarded(tensor: torch.Tensor, guard: float) -> tuple[torch.Tensor, torch.Tensor]:
+        whole = torch.full((tensor.numel() + 128,), guard, dtype=tensor.dtype)
+        inner = whole[64:-64].view(tensor.shape)
+        inner.copy_(tensor)
+        return whole, inner
+
+    wholes, inners = zip(
+        guarded(of.pred_boxes, torch.nan), guarded(of.pred_logits, torch.inf),
+        *(guarded(boxes, torch.nan) for boxes in of.gt_boxes), *(guarded(labels, -7) for labels in of.gt_labels),
+        strict=True,
+    )  # fmt: skip
+    copies = [whole.clone() for whole in wholes]
+    found = mutual_guidance_assign(grid, inners[0], inners[1], list(inners[2:4]), list(inners[4:6]), min_points=4)
+    assert equal(found, of.assign(min_points=4))
+    assert all(torch.equal(whole.nan_to_num(-5), copy.nan_to_num(-5)) for whole, copy in zip(wholes, copies, strict=True))
+
+
+def test_results_are_new_tensors_that_fill_their_storage():
+    of = scene(objects=(3, 2), seed=6)
+    for result in of.assign():
+        assert result.is_contiguous()
+        assert result.untyped_storage().nbytes() == 8 * result.numel()
+
+
+def test_real_boxes(coco_boxes_file):
+    with np.load(coco_boxes_file) as data:
+        starts, all_boxes, sizes = data["box_start"], torch.from_numpy(data["boxes_xyxy"]).float(), data["image_wh"]
+        labels = torch.from_numpy(data["cls"]).long()
+    grid = PointGrid.for_image((800, 1024), STRIDES)
+    differing = positives = 0
+    for image in range(0, len(sizes), 250):
+        rows = slice(starts[image], starts[image + 1])
+        scale = torch.tensor([1024, 800] * 2) / torch.from_numpy(sizes[image].astype(np.float32)).repeat(2)
+        of = scene_of(grid, [all_boxes[rows] * scale], 80, torch.Generator().manual_seed(image))
+        of = dataclasses.replace(of, gt_labels=[labels[rows]])
+        found = of.assign()
+        differing += check_agreement(found, of)
+        positives += int((found.loc >= 0).sum())
+    print(f"{positives} positives compared, {differing} differ by rounding")
+    assert positives > 500
+    assert differing <= 0.001 * positives
+
+
+def test_public_names():
+    for name in mgassign.__all__:
+        assert inspect.getdoc(getattr(mgassign, name)), f"{name} has no docstring"
+    assert isinstance(scene(), Scene)
+
+
+def test_python_dash_m_tells_what_is_installed():
+    told = subprocess.run([sys.executable, "-m", "mgassign"], capture_output=True, text=True, check=True).stdout
+    assert mgassign.__version__ in told
+    assert torch.__version__ in told
+    assert "_C" in told
+    assert _library.no_cuda_reason in told
