@@ -14,12 +14,12 @@
 
 STABLE_TORCH_LIBRARY(mgassign, m) {
   // original [B, P] and num_points [N] of FCOS's own strategy
-  m.def("fcos_assign(Tensor gt_boxes, " MGASSIGN_OBJECTS ", *, " MGASSIGN_GRID
+  m.def("fcos_assign(Tensor gt_boxes, " MGASSIGN_OBJECTS ", " MGASSIGN_GRID
         ", float center_radius) -> (Tensor original, Tensor num_points)");
 
   // pred_boxes [B, P, 4] xyxy and pred_logits [B, P, C], any float dtype and strides; activation: 0 none, 1 sigmoid
   m.def("mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
-        MGASSIGN_OBJECTS ", *, " MGASSIGN_GRID
+        MGASSIGN_OBJECTS ", " MGASSIGN_GRID
         ", float center_radius, float sigma, bool level_gate, int min_points, int activation)"
         " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
 
@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");
 
   // gt_boxes [G, 4], probs [P, G] -> [P, G]
-  m.def("amplified_centerness(Tensor gt_boxes, Tensor probs, *, " MGASSIGN_GRID
+  m.def("amplified_centerness(Tensor gt_boxes, Tensor probs, " MGASSIGN_GRID
         ", float sigma, bool level_gate) -> Tensor");
 
   // scores [P, G], k [G] int64, areas [G] -> [P]

@@ -70,7 +70,7 @@ def _num_images(gt_boxes: Tensor, gt_offsets: Tensor | None, gt_counts: list[int
 
 
 @torch.library.register_fake("mgassign::fcos_assign")
-def _(gt_boxes, gt_offsets, gt_counts, *, heights, widths, strides, offsets, ranges, center_radius):
+def _(gt_boxes, gt_offsets, gt_counts, heights, widths, strides, offsets, ranges, center_radius):
     num_points = sum(h * w for h, w in zip(heights, widths, strict=True))
     num_images = _num_images(gt_boxes, gt_offsets, gt_counts)
     return (
@@ -80,7 +80,7 @@ def _(gt_boxes, gt_offsets, gt_counts, *, heights, widths, strides, offsets, ran
 
 
 @torch.library.register_fake("mgassign::mutual_guidance_assign")
-def _(pred_boxes, pred_logits, gt_boxes, gt_labels, gt_offsets, gt_counts, **settings):
+def _(pred_boxes, pred_logits, gt_boxes, gt_labels, *objects_grid_and_settings):
     owners = [pred_boxes.new_empty(pred_boxes.shape[:2], dtype=INTEGERS) for _ in range(3)]
     return (*owners, pred_boxes.new_empty((gt_labels.numel(),), dtype=INTEGERS))
 
@@ -91,7 +91,7 @@ def _(boxes, gt_boxes):
 
 
 @torch.library.register_fake("mgassign::amplified_centerness")
-def _(gt_boxes, probs, **settings):
+def _(gt_boxes, probs, *grid_and_settings):
     return probs.new_empty(probs.shape, dtype=torch.float32)
 
 

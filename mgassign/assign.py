@@ -100,30 +100,32 @@ def mutual_guidance_assign(
     _checks.grid(grid)
     _checks.tensor("pred_boxes", pred_boxes)
     _checks.tensor("pred_logits", pred_logits, like=pred_boxes)
-    boxes, offsets, counts, num_images = _pack("gt_boxes", gt_boxes, _checks.FLOATING, pred_boxes, (4,))
-    labels, _, label_counts, _ = _pack("gt_labels", gt_labels, _checks.INTEGER, pred_boxes, ())
-    _check_match(boxes, counts, gt_labels, labels, label_counts)
-    _checks.shape("pred_boxes", pred_boxes, (num_images, grid.num_points, 4))
-    _checks.shape("pred_logits", pred_logits, (num_images, grid.num_points, "C"))
+    boxes = _pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,), like=pred_boxes)
+    labels = _pack("gt_labels", gt_labels, _checks.INTEGER, (), like=pred_boxes)
+    _check_match(boxes, labels)
+    num_points = grid.num_points
+    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4))
+    _checks.shape("pred_logits", pred_logits, (boxes.num_images, num_points, "C"))
     _checks.number("center_radius", center_radius, at_least=0)
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
     _checks.count("min_points", min_points)
     _checks.choice("activation", activation, ("sigmoid", "none"))
+    # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return Assignment(
-        *torch.ops.mgassign.mutual_guidance_assign(
+        *torch.ops.mgassign.mutual_guidance_assign.default(
             pred_boxes,
             pred_logits,
-            boxes,
-            labels,
-            offsets,
-            counts,
-            **grid.as_arguments(),
-            center_radius=center_radius,
-            sigma=sigma,
-            level_gate=level_gate,
-            min_points=min_points,
-            activation=1 if activation == "sigmoid" else 0,
+            boxes.values,
+            labels.values,
+            boxes.offsets,
+            boxes.counts,
+            *grid.arguments,
+            center_radius,
+            sigma,
+            level_gate,
+            min_points,
+            1 if activation == "sigmoid" else 0,
         )
     )
 
@@ -153,50 +155,61 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
     """
     _checks.grid(grid)
     _checks.number("center_radius", center_radius, at_least=0)
-    boxes, offsets, counts, _ = _pack("gt_boxes", gt_boxes, _checks.FLOATING, None, (4,))
+    boxes = _pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,))
     return OriginalAssignment(
-        *torch.ops.mgassign.fcos_assign(boxes, offsets, counts, **grid.as_arguments(), center_radius=center_radius)
+        *torch.ops.mgassign.fcos_assign.default(
+            boxes.values, boxes.offsets, boxes.counts, *grid.arguments, center_radius
+        )
     )
 
 
+class _Packed(NamedTuple):
+    """Objects of any form as the operators take them: float32 or int64, contiguous."""
+
+    values: Tensor
+    offsets: Tensor | None  # of the jagged form
+    counts: list[int] | None  # of a list
+    num_images: int
+
+
 def _pack(
-    name: str, objects: Objects, dtypes: tuple[torch.dtype, ...], like: Tensor | None, tail: tuple[int, ...]
-) -> tuple[Tensor, Tensor | None, list[int] | None, int]:
-    """Objects in any of the three forms as the operators take them: (tensor, offsets, counts, B)."""
-    packed_dtype = torch.float32 if dtypes is _checks.FLOATING else torch.int64
+    name: str, objects: Objects, dtypes: tuple[torch.dtype, ...], tail: tuple[int, ...], like: Tensor | None = None
+) -> _Packed:
+    dtype = torch.float32 if dtypes is _checks.FLOATING else torch.int64
     if isinstance(objects, Tensor):
         _checks.tensor(name, objects, dtypes=dtypes, like=like)
-        if objects.is_nested:
-            if objects.layout != torch.jagged:
-                raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
-            if objects.lengths() is not None:
-                objects = objects.contiguous()
-            values, offsets = objects.values(), objects.offsets()
-            _checks.shape(f"{name}.values()", values, ("N", *tail))
-            return values.to(packed_dtype).contiguous(), offsets.to(torch.int64), None, offsets.shape[0] - 1
-        _checks.shape(name, objects, ("B", "G", *tail))
-        return objects.to(packed_dtype).contiguous(), None, None, objects.shape[0]
+        if not objects.is_nested:
+            _checks.shape(name, objects, ("B", "G", *tail))
+            return _Packed(objects.to(dtype).contiguous(), None, None, objects.shape[0])
+        if objects.layout != torch.jagged:
+            raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
+        if objects.lengths() is not None:  # with holes between the images
+            objects = objects.contiguous()
+        values, offsets = objects.values(), objects.offsets()
+        _checks.shape(f"{name}.values()", values, ("N", *tail))
+        return _Packed(values.to(dtype).contiguous(), offsets.to(torch.int64), None, offsets.shape[0] - 1)
 
     if not isinstance(objects, (list, tuple)):
         raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
-    for b, of_image in enumerate(objects):
-        _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=objects[0] if like is None else like)
-        _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
-    counts = [of_image.shape[0] for of_image in objects]
     if not objects:
-        packed = torch.empty((0, *tail), dtype=packed_dtype, device=None if like is None else like.device)
-    else:
-        packed = (objects[0] if len(objects) == 1 else torch.cat(objects)).to(packed_dtype).contiguous()
-    return packed, None, counts, len(counts)
+        return _Packed(torch.empty((0, *tail), dtype=dtype, device=None if like is None else like.device), None, [], 0)
+    if like is None:
+        like = objects[0]
+    counts = []
+    for b, of_image in enumerate(objects):
+        _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
+        _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
+        counts.append(of_image.shape[0])
+    values = objects[0] if len(objects) == 1 else torch.cat(objects)
+    return _Packed(values.to(dtype).contiguous(), None, counts, len(counts))
 
 
-def _check_match(
-    boxes: Tensor, counts: list[int] | None, gt_labels: Objects, labels: Tensor, label_counts: list[int] | None
-) -> None:
+def _check_match(boxes: _Packed, labels: _Packed) -> None:
     """Boxes and labels in the same form, one label per box."""
-    if (counts is None) != (label_counts is None) or labels.dim() != boxes.dim() - 1:
+    if (boxes.counts is None) != (labels.counts is None) or (boxes.offsets is None) != (labels.offsets is None):
         raise ValueError("gt_labels: expected the form of gt_boxes (list, padded or jagged), got another")
-    if counts is not None and counts != label_counts:
-        raise ValueError(f"gt_labels: expected as many as boxes in each image, {counts}, got {label_counts}")
-    if labels.shape != boxes.shape[:-1]:
-        raise ValueError(f"gt_labels: expected one per box, shape {list(boxes.shape[:-1])}, got {list(labels.shape)}")
+    if boxes.counts != labels.counts:
+        raise ValueError(f"gt_labels: expected as many as boxes in each image, {boxes.counts}, got {labels.counts}")
+    if labels.values.shape != boxes.values.shape[:-1]:
+        expected, got = list(boxes.values.shape[:-1]), list(labels.values.shape)
+        raise ValueError(f"gt_labels: expected one per box, shape {expected}, got {got}")

@@ -76,7 +76,7 @@ def amplified_centerness(
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
     return torch.ops.mgassign.amplified_centerness(
-        gt_boxes.to(torch.float32).contiguous(), probs, **grid.as_arguments(), sigma=sigma, level_gate=level_gate
+        gt_boxes.to(torch.float32).contiguous(), probs, *grid.arguments, sigma, level_gate
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ __all__ = ["FCOS_RANGES", "PointGrid"]
 
 #: FCOS, section 3.2: the size of object each level is made for, from fine to coarse, in pixels.
 FCOS_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, math.inf))
+
+
+GridArguments: TypeAlias = tuple[
+    tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class PointGrid:
         offsets: Distance of each level's first point from the image's upper left corner, in pixels.
         ranges: ``(lo, hi)`` of each level: the level serves objects for which the longest of a point's
             distances to the four sides is in this interval, both ends inclusive, in pixels.
+        num_points: P, the number of points of an image.
+        arguments: The grid as the operators' schemas take it.
     """
 
     heights: tuple[int, ...]
@@ -38,6 +46,14 @@ class PointGrid:
     strides: tuple[int, ...]
     offsets: tuple[float, ...]
     ranges: tuple[tuple[float, float], ...]
+    num_points: int = field(init=False, repr=False, compare=False)
+    arguments: GridArguments = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        bounds = tuple(bound for pair in self.ranges for bound in pair)
+        # Kept, because both are wanted at every call; torch.compile does not trace functools.cached_property.
+        object.__setattr__(self, "num_points", sum(self.points_per_level))
+        object.__setattr__(self, "arguments", (self.heights, self.widths, self.strides, self.offsets, bounds))
 
     @classmethod
     def for_image(
@@ -116,24 +132,9 @@ class PointGrid:
         )
 
     @property
-    def num_points(self) -> int:
-        """P, the number of points of an image."""
-        return sum(h * w for h, w in zip(self.heights, self.widths, strict=True))
-
-    @property
     def points_per_level(self) -> tuple[int, ...]:
         """How many of the points lie on each level, for ``torch.split``."""
         return tuple(h * w for h, w in zip(self.heights, self.widths, strict=True))
-
-    def as_arguments(self) -> dict[str, tuple[int, ...] | tuple[float, ...]]:
-        """The grid as the operators' schemas take it."""
-        return {
-            "heights": self.heights,
-            "widths": self.widths,
-            "strides": self.strides,
-            "offsets": self.offsets,
-            "ranges": tuple(bound for pair in self.ranges for bound in pair),
-        }
 
     def points(self, device: torch.device | str | None = None) -> Tensor:
         """The locations ``(x, y)`` of all points in pixels, float32 [P, 2]."""

@@ -18,6 +18,7 @@ GOOD = {
     "gt_boxes": [torch.rand(2, 4), torch.rand(1, 4)],
     "gt_labels": [torch.tensor([0, 2]), torch.tensor([1])],
 }
+GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")
 BOXES, LABELS = GOOD["gt_boxes"], GOOD["gt_labels"]
 
 
@@ -172,7 +173,7 @@ def raw_arguments():
     of = scene((64, 96), (8, 16), objects=(3, 2), seed=1)
     settings = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1}
     tensors = [of.pred_boxes, of.pred_logits, torch.cat(of.gt_boxes), torch.cat(of.gt_labels), None, [3, 2]]
-    return tensors, {**of.grid.as_arguments(), **settings}
+    return tensors, {**dict(zip(GRID_NAMES, of.grid.arguments, strict=True)), **settings}
 
 
 # Callers of torch.ops.mgassign come past the Python checks: each argument's place, a bad value, what is said.

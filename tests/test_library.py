@@ -25,6 +25,7 @@ from mgassign import (
 from scenes import STRIDES, Scene, scene, scene_of
 
 OPS = torch.ops.mgassign
+GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")
 
 
 def equal(found, expected) -> bool:
@@ -36,7 +37,7 @@ def calls(requires_grad: bool):
     of = scene((64, 96), STRIDES[:2], objects=(3, 2), seed=1)
     pred_boxes, pred_logits = of.pred_boxes.requires_grad_(requires_grad), of.pred_logits.requires_grad_(requires_grad)
     boxes, labels = torch.cat(of.gt_boxes), torch.cat(of.gt_labels)
-    grid = of.grid.as_arguments()
+    grid = dict(zip(GRID_NAMES, of.grid.arguments, strict=True))
     settings = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1}
     offsets = torch.tensor([0, 3, 5])
     scores = torch.rand(of.grid.num_points, 5, requires_grad=requires_grad)
@@ -138,6 +139,19 @@ def test_building_blocks_compile():
         of = scene((64, 96), STRIDES[:2], objects=(count,), seed=count)
         arguments = of.pred_boxes[0], of.gt_boxes[0], of.pred_logits[0][:, of.gt_labels[0]].sigmoid(), torch.full((count,), 4)
         assert equal(compiled(*arguments), blocks(*arguments))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_grid_made_while_compiling():
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(features, pred_boxes, pred_logits, gt_boxes, gt_labels):
+        grid = PointGrid.from_features([f.shape[-2:] for f in features], STRIDES[:2])
+        return mutual_guidance_assign(grid, pred_boxes, pred_logits, gt_boxes, gt_labels)
+
+    for size in [(64, 96), (96, 32), (160, 128)]:
+        of = scene(size, STRIDES[:2], objects=(4, 2), seed=3)
+        features = [torch.empty(2, 1, h, w) for h, w in zip(of.grid.heights, of.grid.widths, strict=True)]
+        assert equal(step(features, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels), of.assign())
 
 
 @pytest.mark.usefixtures("fresh_compiler")

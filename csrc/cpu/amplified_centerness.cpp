@@ -36,7 +36,7 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std
         "probs: expected shape [", grid.num_points, ", ", num_objects, "], got ", shape_of(probs));
   check_floating(probs, "probs");
 
-  Tensor result = torch::stable::new_empty(probs, {grid.num_points, num_objects}, ScalarType::Float);
+  Tensor result = new_tensor(probs, {grid.num_points, num_objects}, ScalarType::Float);
   float* const amplified = result.mutable_data_ptr<float>();
   std::fill_n(amplified, grid.num_points * num_objects, 0.0f);
   const float* const boxes = gt_boxes.const_data_ptr<float>();

@@ -37,7 +37,7 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
   check_floating(boxes, "boxes");
   check_floating(gt_boxes, "gt_boxes");
   const int64_t rows = boxes.size(0), columns = gt_boxes.size(0);
-  Tensor result = torch::stable::new_empty(boxes, {rows, columns}, ScalarType::Float);
+  Tensor result = new_tensor(boxes, {rows, columns}, ScalarType::Float);
   float* const iou = result.mutable_data_ptr<float>();
 
   BoxArrays others;

@@ -53,8 +53,8 @@ std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, std::optional
   std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), std::move(first_objects));
 
-  Tensor original = torch::stable::new_empty(gt_boxes, {batch.num_images(), grid.num_points}, ScalarType::Long);
-  Tensor num_points = torch::stable::new_empty(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+  Tensor original = new_tensor(gt_boxes, {batch.num_images(), grid.num_points}, ScalarType::Long);
+  Tensor num_points = new_tensor(gt_boxes, {batch.num_objects()}, ScalarType::Long);
   int64_t* const owner = original.mutable_data_ptr<int64_t>();
   int64_t* const counts = num_points.mutable_data_ptr<int64_t>();
   for_each_unit(batch.num_images(), threads_for(batch.num_images(), original.numel() + 64 * batch.num_objects()),

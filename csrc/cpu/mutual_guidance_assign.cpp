@@ -239,9 +239,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   check_labels(batch, labels, pred_logits.size(2), padded);
 
   const int64_t num_points = grid.num_points;
-  const auto new_owners = [&] { return torch::stable::new_empty(gt_boxes, {num_images, num_points}, ScalarType::Long); };
+  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
   Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor counts = torch::stable::new_empty(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+  Tensor counts = new_tensor(gt_boxes, {batch.num_objects()}, ScalarType::Long);
   int64_t* const original_owner = original.mutable_data_ptr<int64_t>();
   int64_t* const num_positives = counts.mutable_data_ptr<int64_t>();
   const std::unique_ptr<float[]> scores(new float[2 * num_images * num_points]);

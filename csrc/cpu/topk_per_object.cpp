@@ -93,7 +93,7 @@ Tensor topk_per_object_cpu(const Tensor& scores, const Tensor& k, const Tensor& 
   check_packed(areas, ScalarType::Float, "areas");
   check_point_count(num_points);
 
-  Tensor owners = torch::stable::new_empty(scores, {num_points}, ScalarType::Long);
+  Tensor owners = new_tensor(scores, {num_points}, ScalarType::Long);
   int64_t* const owner = owners.mutable_data_ptr<int64_t>();
   const float* const area = areas.const_data_ptr<float>();
   std::vector<float> best_score(num_points);
