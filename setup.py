@@ -24,7 +24,17 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 # The bits are part of the contract: no contraction to fused multiply-add, no fast-math. The two -fno
 # flags only say that nobody reads errno or floating-point exceptions; results stay IEEE.
-CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-g1", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-g1",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v", "-Werror=all-warnings"]
 
 
@@ -69,4 +79,8 @@ def extensions() -> list[CppExtension]:
     return built
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension}, options={"bdist_wheel": {"py_limited_api": "cp310"}})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

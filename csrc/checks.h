@@ -61,10 +61,10 @@ inline Tensor new_tensor(const Tensor& beside, std::initializer_list<int64_t> si
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-      dtype == ScalarType::Long ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32(), device_type,
-      beside.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+                               dtype == ScalarType::Long ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32(),
+                               device_type, beside.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -94,8 +94,8 @@ inline Grid make_grid(const std::vector<int64_t>& heights, const std::vector<int
         " widths, ", strides.size(), " strides, ", offsets.size(), " offsets, ", ranges.size(), " ranges");
   Grid grid;
   for (size_t i = 0; i < count; ++i) {
-    check(heights[i] >= 0 && widths[i] >= 0 && strides[i] > 0, "grid: level ", i, " is ", heights[i], " x ",
-          widths[i], " of stride ", strides[i], "; expected sizes of at least 0 and a stride of at least 1");
+    check(heights[i] >= 0 && widths[i] >= 0 && strides[i] > 0, "grid: level ", i, " is ", heights[i], " x ", widths[i],
+          " of stride ", strides[i], "; expected sizes of at least 0 and a stride of at least 1");
     check_point_count(std::max(heights[i], widths[i]));  // so that the product cannot overflow
     grid.levels.push_back({heights[i], widths[i], grid.num_points, static_cast<float>(strides[i]),
                            static_cast<float>(offsets[i]), static_cast<float>(ranges[2 * i]),
@@ -111,8 +111,8 @@ inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::opt
                                           const std::optional<std::vector<int64_t>>& gt_counts) {
   const bool padded = !gt_offsets && !gt_counts;
   check(!(gt_offsets && gt_counts), "gt_offsets, gt_counts: expected at most one of them");
-  check(gt_boxes.dim() == (padded ? 3 : 2) && gt_boxes.size(gt_boxes.dim() - 1) == 4,
-        "gt_boxes: expected shape ", padded ? "[B, G, 4]" : "[N, 4]", ", got ", shape_of(gt_boxes));
+  check(gt_boxes.dim() == (padded ? 3 : 2) && gt_boxes.size(gt_boxes.dim() - 1) == 4, "gt_boxes: expected shape ",
+        padded ? "[B, G, 4]" : "[N, 4]", ", got ", shape_of(gt_boxes));
   check_packed(gt_boxes, ScalarType::Float, "gt_boxes");
 
   std::vector<int64_t> offsets;
@@ -127,13 +127,14 @@ inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::opt
   } else {
     const int64_t images = padded ? gt_boxes.size(0) : static_cast<int64_t>(gt_counts->size());
     offsets.push_back(0);
-    for (int64_t b = 0; b < images; ++b) offsets.push_back(offsets.back() + (padded ? gt_boxes.size(1) : (*gt_counts)[b]));
+    for (int64_t b = 0; b < images; ++b)
+      offsets.push_back(offsets.back() + (padded ? gt_boxes.size(1) : (*gt_counts)[b]));
   }
   for (size_t b = 1; b < offsets.size(); ++b)
     check(offsets[b] >= offsets[b - 1], "gt_offsets: expected them not to decrease, got ", offsets[b - 1], " before ",
           offsets[b]);
-  check(padded || offsets.back() == gt_boxes.size(0), "gt_boxes: expected ", offsets.back(), " rows, one per object, got ",
-        gt_boxes.size(0));
+  check(padded || offsets.back() == gt_boxes.size(0), "gt_boxes: expected ", offsets.back(),
+        " rows, one per object, got ", gt_boxes.size(0));
   check(gt_boxes.numel() / 4 <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31 objects");
   return offsets;
 }

@@ -18,10 +18,11 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
         ", float center_radius) -> (Tensor original, Tensor num_points)");
 
   // pred_boxes [B, P, 4] xyxy and pred_logits [B, P, C], any float dtype and strides; activation: 0 none, 1 sigmoid
-  m.def("mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
-        MGASSIGN_OBJECTS ", " MGASSIGN_GRID
-        ", float center_radius, float sigma, bool level_gate, int min_points, int activation)"
-        " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
+  m.def(
+      "mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, " MGASSIGN_OBJECTS
+      ", " MGASSIGN_GRID
+      ", float center_radius, float sigma, bool level_gate, int min_points, int activation)"
+      " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
 
   // [P, 4], [G, 4] -> [P, G]
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");

@@ -14,8 +14,6 @@ from torch import Tensor
 
 OPERATORS = ("fcos_assign", "mutual_guidance_assign", "box_iou", "amplified_centerness", "topk_per_object")
 
-INTEGERS = torch.int64
-
 
 def _find(name: str) -> Path | None:
     return next(iter(sorted(Path(__file__).parent.glob(f"{name}.*so"))), None)
@@ -28,7 +26,9 @@ def _load_cpu() -> Path:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        raise ImportError(f"mgassign: {path.name} does not load with torch {torch.__version__} (needs 2.11 or newer): {error}") from error
+        raise ImportError(
+            f"mgassign: {path.name} does not load with torch {torch.__version__} (needs 2.11 or newer): {error}"
+        ) from error
     return path
 
 
@@ -63,38 +63,42 @@ for _name in OPERATORS:
         _library.impl(_name, _refuse_cuda, "CUDA")
 
 
-def _num_images(gt_boxes: Tensor, gt_offsets: Tensor | None, gt_counts: list[int] | None) -> int:
-    if gt_counts is not None:
-        return len(gt_counts)
-    return gt_boxes.shape[0] if gt_offsets is None else gt_offsets.shape[0] - 1
-
-
 @torch.library.register_fake("mgassign::fcos_assign")
-def _(gt_boxes, gt_offsets, gt_counts, heights, widths, strides, offsets, ranges, center_radius):
+def _(
+    gt_boxes: Tensor,
+    gt_offsets: Tensor | None,
+    gt_counts: list[int] | None,
+    heights: list[int],
+    widths: list[int],
+    *strides_and_settings: Any,
+) -> tuple[Tensor, Tensor]:
+    if gt_counts is not None:
+        num_images = len(gt_counts)
+    else:
+        num_images = gt_boxes.shape[0] if gt_offsets is None else gt_offsets.shape[0] - 1
     num_points = sum(h * w for h, w in zip(heights, widths, strict=True))
-    num_images = _num_images(gt_boxes, gt_offsets, gt_counts)
-    return (
-        gt_boxes.new_empty((num_images, num_points), dtype=INTEGERS),
-        gt_boxes.new_empty((gt_boxes.numel() // 4,), dtype=INTEGERS),
-    )
+    original = gt_boxes.new_empty((num_images, num_points), dtype=torch.int64)
+    return original, gt_boxes.new_empty((gt_boxes.numel() // 4,), dtype=torch.int64)
 
 
 @torch.library.register_fake("mgassign::mutual_guidance_assign")
-def _(pred_boxes, pred_logits, gt_boxes, gt_labels, *objects_grid_and_settings):
-    owners = [pred_boxes.new_empty(pred_boxes.shape[:2], dtype=INTEGERS) for _ in range(3)]
-    return (*owners, pred_boxes.new_empty((gt_labels.numel(),), dtype=INTEGERS))
+def _(
+    pred_boxes: Tensor, pred_logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, *objects_grid_and_settings: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cls, loc, original = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64) for _ in range(3))
+    return cls, loc, original, pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
 
 
 @torch.library.register_fake("mgassign::box_iou")
-def _(boxes, gt_boxes):
+def _(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     return boxes.new_empty((boxes.shape[0], gt_boxes.shape[0]), dtype=torch.float32)
 
 
 @torch.library.register_fake("mgassign::amplified_centerness")
-def _(gt_boxes, probs, *grid_and_settings):
-    return probs.new_empty(probs.shape, dtype=torch.float32)
+def _(gt_boxes: Tensor, probs: Tensor, *grid_and_settings: Any) -> Tensor:
+    return torch.empty_like(probs, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("mgassign::topk_per_object")
-def _(scores, k, areas):
-    return scores.new_empty(scores.shape[:1], dtype=INTEGERS)
+def _(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
+    return scores.new_empty(scores.shape[:1], dtype=torch.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def mutual_guidance_assign(
     >>> boxes, logits = torch.rand(1, grid.num_points, 4).cumsum(-1) * 20, torch.randn(1, grid.num_points, 3)
     >>> found = mutual_guidance_assign(grid, boxes, logits, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], [torch.tensor([2])])
     >>> found.num_points, found.cls.shape
-    (tensor([9]), torch.Size([1, 80]))
+    (tensor([4]), torch.Size([1, 80]))
     """
     _checks.grid(grid)
     _checks.tensor("pred_boxes", pred_boxes)
@@ -151,7 +151,7 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
 
     >>> grid = PointGrid.for_image((64, 64), strides=(8, 16))
     >>> fcos_assign(grid, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])]).num_points
-    tensor([9])
+    tensor([4])
     """
     _checks.grid(grid)
     _checks.number("center_radius", center_radius, at_least=0)
@@ -183,9 +183,10 @@ def _pack(
             return _Packed(objects.to(dtype).contiguous(), None, None, objects.shape[0])
         if objects.layout != torch.jagged:
             raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
-        if objects.lengths() is not None:  # with holes between the images
-            objects = objects.contiguous()
-        values, offsets = objects.values(), objects.offsets()
+        jagged: Any = objects  # whose methods torch's annotations do not know
+        if jagged.lengths() is not None:  # holes between the images
+            jagged = jagged.contiguous()
+        values, offsets = jagged.values(), jagged.offsets()
         _checks.shape(f"{name}.values()", values, ("N", *tail))
         return _Packed(values.to(dtype).contiguous(), offsets.to(torch.int64), None, offsets.shape[0] - 1)
 

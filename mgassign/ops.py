@@ -39,7 +39,8 @@ def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     _checks.tensor("gt_boxes", gt_boxes, like=boxes)
     _checks.shape("boxes", boxes, ("P", 4))
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
-    return torch.ops.mgassign.box_iou(boxes, gt_boxes)
+    result: Tensor = torch.ops.mgassign.box_iou.default(boxes, gt_boxes)
+    return result
 
 
 def amplified_centerness(
@@ -75,9 +76,10 @@ def amplified_centerness(
     _checks.shape("probs", probs, (grid.num_points, gt_boxes.shape[0]))
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
-    return torch.ops.mgassign.amplified_centerness(
+    result: Tensor = torch.ops.mgassign.amplified_centerness.default(
         gt_boxes.to(torch.float32).contiguous(), probs, *grid.arguments, sigma, level_gate
     )
+    return result
 
 
 def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     _checks.shape("scores", scores, ("P", "G"))
     _checks.shape("k", k, (scores.shape[1],))
     _checks.shape("areas", areas, (scores.shape[1],))
-    return torch.ops.mgassign.topk_per_object(
+    result: Tensor = torch.ops.mgassign.topk_per_object.default(
         scores, k.to(torch.int64).contiguous(), areas.to(torch.float32).contiguous()
     )
+    return result

@@ -85,7 +85,9 @@ class PointGrid:
             raise TypeError(f"size: expected (height, width), got {size!r}")
         _check_strides(strides)
         height, width = size
-        return cls.from_features([(-(-height // s), -(-width // s)) for s in strides], strides, ranges=ranges, offset=offset)
+        return cls.from_features(
+            [(-(-height // s), -(-width // s)) for s in strides], strides, ranges=ranges, offset=offset
+        )
 
     @classmethod
     def from_features(
@@ -147,7 +149,9 @@ class PointGrid:
 
     def point_strides(self, device: torch.device | str | None = None) -> Tensor:
         """The stride of each point's level in pixels, float32 [P]."""
-        strides = [torch.full((n,), float(s), device=device) for n, s in zip(self.points_per_level, self.strides, strict=True)]
+        strides = [
+            torch.full((n,), float(s), device=device) for n, s in zip(self.points_per_level, self.strides, strict=True)
+        ]
         return torch.cat([torch.empty(0, device=device), *strides])
 
     def decode(self, ltrb: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def on_own_level(grid: PointGrid, gt_boxes: Tensor) -> Tensor:
     """FCOS's level rule: is max(l, t, r, b) in the range of the point's level? bool [P, G]."""
     longest = torch.stack(distances(grid, gt_boxes)).amax(0)
     ranges = torch.tensor(grid.ranges, device=gt_boxes.device)
-    lo, hi = ranges.repeat_interleave(torch.tensor(grid.points_per_level, device=gt_boxes.device), dim=0)[:, :, None].unbind(1)
+    lo, hi = ranges.repeat_interleave(torch.tensor(grid.points_per_level, device=gt_boxes.device), dim=0)[
+        :, :, None
+    ].unbind(1)
     return (lo <= longest) & (longest <= hi)
 
 

@@ -17,7 +17,12 @@ def score_bounds(grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float,
     """Lower and upper bound of what float32 may make of each amplified centerness, float64 [P, G]."""
     candidate = reference.amplified_centerness(grid, gt_boxes, torch.ones_like(probs), sigma, level_gate) > 0
     left, top, right, bottom = (d.double() for d in reference.distances(grid, gt_boxes))
-    ratio = torch.minimum(left, right) / torch.maximum(left, right) * torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    ratio = (
+        torch.minimum(left, right)
+        / torch.maximum(left, right)
+        * torch.minimum(top, bottom)
+        / torch.maximum(top, bottom)
+    )
     log = 0.5 * ratio.clamp(min=1e-300).log() * (sigma - probs.double()) / sigma
     margin = slack * RELATIVE_ERROR * (1 + log.abs())
     exact = torch.where(candidate, log.exp(), 0.0)
@@ -42,7 +47,9 @@ def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> Non
                 assert low[left_out, g].max() <= high[chosen, g].min(), "a better point left out"
 
 
-def check_agreement(found: Assignment, scene: Scene, *, sigma=2.0, level_gate=True, activation="sigmoid", **settings) -> int:
+def check_agreement(
+    found: Assignment, scene: Scene, *, sigma=2.0, level_gate=True, activation="sigmoid", **settings
+) -> int:
     """Asserts that found is the reference's answer; returns how many points differ in loc, by rounding."""
     expected = scene.reference(sigma=sigma, level_gate=level_gate, activation=activation, **settings)
     torch.testing.assert_close(found.original, expected.original, rtol=0, atol=0)
@@ -54,6 +61,8 @@ def check_agreement(found: Assignment, scene: Scene, *, sigma=2.0, level_gate=Tr
         for b, labels in enumerate(scene.gt_labels):
             logits = scene.pred_logits[b][:, labels].float()
             probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
-            bounds = score_bounds(scene.grid, scene.gt_boxes[b].float(), probs.nan_to_num(0).clamp(0, 1), sigma, level_gate)
+            bounds = score_bounds(
+                scene.grid, scene.gt_boxes[b].float(), probs.nan_to_num(0).clamp(0, 1), sigma, level_gate
+            )
             check_loc(found.loc[b], per_image[b], *bounds)
     return differing

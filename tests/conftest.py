@@ -14,9 +14,13 @@ settings.register_profile("deep", max_examples=5000, **_COMMON)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--deep", action="store_true", help="many more examples of each property, and every float32 where sampled")
     parser.addoption(
-        "--data", default=os.environ.get("MGASSIGN_DATA"), help="folder with coco_val2017_boxes.npz (default: $MGASSIGN_DATA)"
+        "--deep", action="store_true", help="many more examples of each property, and every float32 where sampled"
+    )
+    parser.addoption(
+        "--data",
+        default=os.environ.get("MGASSIGN_DATA"),
+        help="folder with coco_val2017_boxes.npz (default: $MGASSIGN_DATA)",
     )
 
 

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from mgassign import PointGrid, _library, amplified_centerness, box_iou, fcos_assign, mutual_guidance_assign, topk_per_object
+from mgassign import (
+    PointGrid,
+    _library,
+    amplified_centerness,
+    box_iou,
+    fcos_assign,
+    mutual_guidance_assign,
+    topk_per_object,
+)
 from scenes import scene
 
 GRID = PointGrid.for_image((64, 64), strides=(8,))
@@ -179,14 +187,26 @@ def raw_arguments():
 # Callers of torch.ops.mgassign come past the Python checks: each argument's place, a bad value, what is said.
 RAW_ERRORS = {
     "decreasing offsets": ((4, torch.tensor([0, 4, 2, 5])), (5, None), "gt_offsets: expected them not to decrease"),
-    "offsets of another end": ((4, torch.tensor([0, 3, 9])), (5, None), "gt_boxes: expected 9 rows, one per object, got 5"),
+    "offsets of another end": (
+        (4, torch.tensor([0, 3, 9])),
+        (5, None),
+        "gt_boxes: expected 9 rows, one per object, got 5",
+    ),
     "offsets of another start": ((4, torch.tensor([1, 3, 5])), (5, None), "gt_offsets: expected the first to be 0"),
     "offsets and counts": ((4, torch.tensor([0, 3, 5])), (5, [3, 2]), "gt_offsets, gt_counts: expected at most one"),
     "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_offsets: expected them not to decrease"),
     "float64 objects": ((2, torch.rand(5, 4).double()), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
     "strided objects": ((2, torch.rand(4, 5).T), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
-    "narrow labels": ((3, torch.zeros(5, dtype=torch.int32)), (4, None), "gt_labels: expected a contiguous int64 tensor"),
-    "too few labels": ((3, torch.zeros(4, dtype=torch.int64)), (4, None), "gt_labels: expected one label per object (5)"),
+    "narrow labels": (
+        (3, torch.zeros(5, dtype=torch.int32)),
+        (4, None),
+        "gt_labels: expected a contiguous int64 tensor",
+    ),
+    "too few labels": (
+        (3, torch.zeros(4, dtype=torch.int64)),
+        (4, None),
+        "gt_labels: expected one label per object (5)",
+    ),
     "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "pred_boxes: expected"),
 }
 

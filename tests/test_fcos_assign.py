@@ -106,7 +106,9 @@ def compare_with_torchvision(images: list[torch.Tensor], size: tuple[int, int]) 
 def test_matches_torchvision():
     pytest.importorskip("torchvision")
     generator = torch.Generator().manual_seed(0)
-    count = compare_with_torchvision([random_boxes(n, (800, 1024), generator) for n in (1, 5, 20, 100, 300)], (800, 1024))
+    count = compare_with_torchvision(
+        [random_boxes(n, (800, 1024), generator) for n in (1, 5, 20, 100, 300)], (800, 1024)
+    )
     assert count["compared"] == 5 * 17_064
     assert count["differ"] == count["float32 areas"]
 

@@ -137,7 +137,12 @@ def test_building_blocks_compile():
     compiled = torch.compile(blocks, fullgraph=True, dynamic=True, backend="aot_eager")
     for count in (3, 8):
         of = scene((64, 96), STRIDES[:2], objects=(count,), seed=count)
-        arguments = of.pred_boxes[0], of.gt_boxes[0], of.pred_logits[0][:, of.gt_labels[0]].sigmoid(), torch.full((count,), 4)
+        arguments = (
+            of.pred_boxes[0],
+            of.gt_boxes[0],
+            of.pred_logits[0][:, of.gt_labels[0]].sigmoid(),
+            torch.full((count,), 4),
+        )
         assert equal(compiled(*arguments), blocks(*arguments))
 
 
@@ -193,7 +198,10 @@ def test_exports_with_a_changing_number_of_objects():
 
 def test_results_do_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
-    batches = [scene((800, 1024), STRIDES, objects=(200,), seed=4), scene((320, 320), STRIDES, objects=(9,) * 5, seed=5)]
+    batches = [
+        scene((800, 1024), STRIDES, objects=(200,), seed=4),
+        scene((320, 320), STRIDES, objects=(9,) * 5, seed=5),
+    ]
     scores, k, areas = torch.rand(5000, 40).round(decimals=1), torch.full((40,), 9), torch.rand(40)
     results = []
     try:
@@ -230,7 +238,9 @@ def test_nothing_is_written_or_read_beyond_the_ends(width):
     copies = [whole.clone() for whole in wholes]
     found = mutual_guidance_assign(grid, inners[0], inners[1], list(inners[2:4]), list(inners[4:6]), min_points=4)
     assert equal(found, of.assign(min_points=4))
-    assert all(torch.equal(whole.nan_to_num(-5), copy.nan_to_num(-5)) for whole, copy in zip(wholes, copies, strict=True))
+    assert all(
+        torch.equal(whole.nan_to_num(-5), copy.nan_to_num(-5)) for whole, copy in zip(wholes, copies, strict=True)
+    )
 
 
 def test_results_are_new_tensors_that_fill_their_storage():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "build" / "release"))
-import mgassign_math as math  # noqa: E402  (cmake --preset release && cmake --build --preset release)
+import mgassign_math as math
 
 F32 = np.float32
 MAX = float(np.finfo(F32).max)
@@ -35,7 +35,9 @@ def worst_error(function, exact, low: float, high: float, step: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("exp", 0.0, 88.72), ("exp", -0.0, -103.97), ("log", 1e-45, MAX)], ids=["exp+", "exp-", "log"]
+    ("name", "low", "high"),
+    [("exp", 0.0, 88.72), ("exp", -0.0, -103.97), ("log", 1e-45, MAX)],
+    ids=["exp+", "exp-", "log"],
 )
 def test_within_2_ulp_over_the_whole_range(name, low, high, deep):
     # A prime step samples all mantissas; together the samples are some ten million values.
@@ -52,10 +54,16 @@ def test_exp_and_log_never_decrease(deep):
 
 def test_special_values():
     inf, nan = np.inf, np.nan
-    np.testing.assert_array_equal(math.exp(F32([-inf, -104, 0, -0.0, 88.73, inf, nan])), F32([0, 0, 1, 1, inf, inf, nan]))
-    np.testing.assert_array_equal(math.log(F32([0, -0.0, 1, inf, -1, -inf, nan])), F32([-inf, -inf, 0, inf, nan, nan, nan]))
+    np.testing.assert_array_equal(
+        math.exp(F32([-inf, -104, 0, -0.0, 88.73, inf, nan])), F32([0, 0, 1, 1, inf, inf, nan])
+    )
+    np.testing.assert_array_equal(
+        math.log(F32([0, -0.0, 1, inf, -1, -inf, nan])), F32([-inf, -inf, 0, inf, nan, nan, nan])
+    )
     np.testing.assert_array_equal(math.sigmoid(F32([-inf, -200, 0, 200, inf, nan])), F32([0, 0, 0.5, 1, 1, 0]))
-    np.testing.assert_array_equal(math.probability(F32([-1, 0, 0.25, 1, 7, inf, -inf, nan])), F32([0, 0, 0.25, 1, 1, 1, 0, 0]))
+    np.testing.assert_array_equal(
+        math.probability(F32([-1, 0, 0.25, 1, 7, inf, -inf, nan])), F32([0, 0, 0.25, 1, 1, 1, 0, 0])
+    )
 
 
 def test_sigmoid_is_accurate():

@@ -233,7 +233,11 @@ def test_probability_out_of_range_is_held_to_it(value):
 def test_nothing_to_assign(batch):
     grid = PointGrid.for_image((64, 64), strides=(8,))
     found = mutual_guidance_assign(
-        grid, torch.rand(batch, 64, 4), torch.rand(batch, 64, 2), [torch.empty(0, 4)] * batch, [torch.empty(0).long()] * batch
+        grid,
+        torch.rand(batch, 64, 4),
+        torch.rand(batch, 64, 2),
+        [torch.empty(0, 4)] * batch,
+        [torch.empty(0).long()] * batch,
     )
     assert all(owner.shape == (batch, 64) and (owner == -1).all() for owner in found[:3])
     assert found.num_points.shape == (0,)

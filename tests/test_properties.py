@@ -169,7 +169,9 @@ def test_translation_by_the_coarsest_stride_moves_the_result_along(scene, right,
     pred_boxes = (scene.pred_boxes * 8).round() / 8
     # Objects that reach beyond the upper left edge would meet the new points there.
     gt_boxes = [of_image[(of_image[:, :2] >= 0).all(1)] for of_image in scene.gt_boxes]
-    labels = [label[(of_image[:, :2] >= 0).all(1)] for label, of_image in zip(scene.gt_labels, scene.gt_boxes, strict=True)]
+    labels = [
+        label[(of_image[:, :2] >= 0).all(1)] for label, of_image in zip(scene.gt_labels, scene.gt_boxes, strict=True)
+    ]
     here = replace(scene, pred_boxes=pred_boxes, gt_boxes=gt_boxes, gt_labels=labels)
 
     inside = []  # of the wider grid, the points the narrow one has

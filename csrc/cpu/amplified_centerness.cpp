@@ -11,7 +11,8 @@ MGASSIGN_VECTOR void sigmoid_all(float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = sigmoid_f32(values[i]);
 }
 
-MGASSIGN_VECTOR void amplify_all(float* values, const float* ratio_x, const float* ratio_y, float sigma, int64_t count) {
+MGASSIGN_VECTOR void amplify_all(float* values, const float* ratio_x, const float* ratio_y, float sigma,
+                                 int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     values[i] = amplify(centerness_of(ratio_x[i], ratio_y[i]), probability_f32(values[i]), sigma);
 }
@@ -24,16 +25,15 @@ void Amplifier::score_all() {
 }
 
 Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std::vector<int64_t> heights,
-                                std::vector<int64_t> widths, std::vector<int64_t> strides,
-                                std::vector<double> offsets, std::vector<double> ranges, double sigma,
-                                bool level_gate) {
+                                std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
+                                std::vector<double> ranges, double sigma, bool level_gate) {
   const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
   check_sigma(sigma);
   check(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, "gt_boxes: expected shape [G, 4], got ", shape_of(gt_boxes));
   check_packed(gt_boxes, ScalarType::Float, "gt_boxes");
   const int64_t num_objects = gt_boxes.size(0);
-  check(probs.dim() == 2 && probs.size(0) == grid.num_points && probs.size(1) == num_objects,
-        "probs: expected shape [", grid.num_points, ", ", num_objects, "], got ", shape_of(probs));
+  check(probs.dim() == 2 && probs.size(0) == grid.num_points && probs.size(1) == num_objects, "probs: expected shape [",
+        grid.num_points, ", ", num_objects, "], got ", shape_of(probs));
   check_floating(probs, "probs");
 
   Tensor result = new_tensor(probs, {grid.num_points, num_objects}, ScalarType::Float);

@@ -8,8 +8,8 @@
 
 namespace mgassign::cpu {
 
-void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius,
-                     int64_t* owner, int64_t* num_points) {
+void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius, int64_t* owner,
+                     int64_t* num_points) {
   std::fill_n(owner, grid.num_points, int64_t{-1});
   std::fill_n(num_points, num_objects, int64_t{0});
   for (const Object* object = objects.begin; object != objects.end; ++object) {
@@ -44,10 +44,10 @@ void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects
 }
 
 std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, std::optional<Tensor> gt_offsets,
-                                           std::optional<std::vector<int64_t>> gt_counts,
-                                           std::vector<int64_t> heights, std::vector<int64_t> widths,
-                                           std::vector<int64_t> strides, std::vector<double> offsets,
-                                           std::vector<double> ranges, double center_radius) {
+                                           std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
+                                           std::vector<int64_t> widths, std::vector<int64_t> strides,
+                                           std::vector<double> offsets, std::vector<double> ranges,
+                                           double center_radius) {
   const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
   check_center_radius(center_radius);
   std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);

@@ -47,9 +47,7 @@ std::vector<Strip> cut_into_strips(const Grid& grid) {
 }
 
 // Bitwise, not short-circuit: a branch here would be mispredicted half the time.
-bool touches(const Box& a, const Box& b) {
-  return (a.x1 < b.x2) & (a.x2 > b.x1) & (a.y1 < b.y2) & (a.y2 > b.y1);
-}
+bool touches(const Box& a, const Box& b) { return (a.x1 < b.x2) & (a.x2 > b.x1) & (a.y1 < b.y2) & (a.y2 > b.y1); }
 
 // Copies the objects that touch the bounds, in the same order.
 ImageObjects touching(const Box& bounds, ImageObjects objects, Object* found) {
@@ -129,8 +127,7 @@ struct Standing {
 
 template <typename Element>
 void localize_to_classify(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& boxes,
-                          const Element* image, Workspace& workspace,
-                          Standing standing) {
+                          const Element* image, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t tile_width = std::min(level.width, kTileColumns);
   const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
@@ -156,8 +153,7 @@ void localize_to_classify(const Strip& strip, ImageObjects objects, const Stride
       tile.x2[i] = static_cast<float>(at[2 * side_step]);
       tile.y2[i] = static_cast<float>(at[3 * side_step]);
     });
-    for (; filled < kTilePoints; ++filled)
-      tile.x1[filled] = tile.y1[filled] = tile.x2[filled] = tile.y2[filled] = 0.0f;
+    for (; filled < kTilePoints; ++filled) tile.x1[filled] = tile.y1[filled] = tile.x2[filled] = tile.y2[filled] = 0.0f;
     prepare(tile);
     grow(bounds, tile.bounds);
   }
@@ -212,9 +208,8 @@ void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_c
 std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
     std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
-    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
-    std::vector<double> ranges, double center_radius, double sigma, bool level_gate, int64_t min_points,
-    int64_t activation) {
+    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets, std::vector<double> ranges,
+    double center_radius, double sigma, bool level_gate, int64_t min_points, int64_t activation) {
   const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
   check_center_radius(center_radius);
   check_sigma(sigma);

@@ -51,8 +51,8 @@ class ObjectBatch {
 };
 
 // FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
-void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius,
-                     int64_t* owner, int64_t* num_points);
+void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius, int64_t* owner,
+                     int64_t* num_points);
 
 // For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
 // Holds the scratch space for one image at a time.

@@ -20,7 +20,8 @@ void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, in
     for (int64_t g = 0; g < num_objects; ++g) contests_[g].filled = 0;
     for (int64_t j = 0; j < num_points_; ++j)
       if (owner[j] >= 0) ++contests_[owner[j]].filled;
-    for (int64_t g = 0; g < num_objects; ++g) contests_[g].capacity = std::min(contests_[g].capacity, contests_[g].filled);
+    for (int64_t g = 0; g < num_objects; ++g)
+      contests_[g].capacity = std::min(contests_[g].capacity, contests_[g].filled);
   }
   int64_t start = 0;
   for (int64_t g = 0; g < num_objects; ++g) {
@@ -69,7 +70,8 @@ void compete(const Strided<Element, 2>& scores, int64_t num_points, int64_t num_
     int64_t best_object = -1;
     for (int64_t g = 0; g < num_objects; ++g) {
       const float score = static_cast<float>(row[g * scores.stride[1]]);
-      const bool tied = score == best && best_object >= 0 && smaller_object(areas[g], g, areas[best_object], best_object);
+      const bool tied =
+          score == best && best_object >= 0 && smaller_object(areas[g], g, areas[best_object], best_object);
       if (score > best || tied) {
         best = score;
         best_object = g;

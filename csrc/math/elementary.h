@@ -70,8 +70,6 @@ MGASSIGN_HD float sigmoid_f32(float logit) {
 }
 
 // A value given as a probability: held to [0, 1], 0 for NaN.
-MGASSIGN_HD float probability_f32(float value) {
-  return value > 0.0f ? smaller(value, 1.0f) : 0.0f;
-}
+MGASSIGN_HD float probability_f32(float value) { return value > 0.0f ? smaller(value, 1.0f) : 0.0f; }
 
 }  // namespace mgassign

@@ -42,7 +42,8 @@ PYBIND11_MODULE(mgassign_math, m) {
   m.def("probability", py::vectorize(probability_f32));
   m.def("amplify", py::vectorize(amplify));
   m.def("centerness", py::vectorize(centerness_of));
-  m.def("iou", py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2, float by2) {
+  m.def("iou",
+        py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2, float by2) {
           const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
           return is_valid(a) && is_valid(b) ? iou_of(a, area_of(a), b, area_of(b)) : 0.0f;
         }));
