@@ -12,25 +12,25 @@
 #define MGASSIGN_OBJECTS "Tensor? gt_offsets, SymInt[]? gt_counts"
 #define MGASSIGN_GRID "SymInt[] heights, SymInt[] widths, int[] strides, float[] offsets, float[] ranges"
 
+// clang-format off
 STABLE_TORCH_LIBRARY(mgassign, m) {
   // original [B, P] and num_points [N] of FCOS's own strategy
-  m.def("fcos_assign(Tensor gt_boxes, " MGASSIGN_OBJECTS ", " MGASSIGN_GRID
-        ", float center_radius) -> (Tensor original, Tensor num_points)");
+  m.def("fcos_assign(Tensor gt_boxes, " MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", float center_radius)"
+        " -> (Tensor original, Tensor num_points)");
 
   // pred_boxes [B, P, 4] xyxy and pred_logits [B, P, C], any float dtype and strides; activation: 0 none, 1 sigmoid
-  m.def(
-      "mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, " MGASSIGN_OBJECTS
-      ", " MGASSIGN_GRID
-      ", float center_radius, float sigma, bool level_gate, int min_points, int activation)"
-      " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
+  m.def("mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
+        MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
+        "float center_radius, float sigma, bool level_gate, int min_points, int activation)"
+        " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
 
   // [P, 4], [G, 4] -> [P, G]
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");
 
   // gt_boxes [G, 4], probs [P, G] -> [P, G]
-  m.def("amplified_centerness(Tensor gt_boxes, Tensor probs, " MGASSIGN_GRID
-        ", float sigma, bool level_gate) -> Tensor");
+  m.def("amplified_centerness(Tensor gt_boxes, Tensor probs, " MGASSIGN_GRID ", float sigma, bool level_gate) -> Tensor");
 
   // scores [P, G], k [G] int64, areas [G] -> [P]
   m.def("topk_per_object(Tensor scores, Tensor k, Tensor areas) -> Tensor");
 }
+// clang-format on

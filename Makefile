@@ -1,0 +1,76 @@
+# Each target sets itself up, on a fresh machine too: a virtual environment in .venv, the versions of
+# constraints.txt, the compiled libraries. Running it again does only what has changed.
+#
+#   ARGS          passed on:              make test ARGS="-k iou"
+#   PYTHON        for a new .venv:        make test PYTHON=python3.12
+#   CONSTRAINTS   the versions to use:    make test CONSTRAINTS=/dev/null (the newest)
+#   MGASSIGN_CUDA auto, 1 or 0:           make test MGASSIGN_CUDA=0 (no CUDA kernels; see setup.py)
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest hypothesis matplotlib pillow ruff mypy \
+            clang-format
+
+# As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MGASSIGN_CUDA ?= auto
+
+installed := .venv/installed
+settings := .venv/settings
+library := mgassign/_C.abi3.so
+sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/*)
+cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: help demo test lint bench math clean FORCE
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8
+
+demo: $(library)  ## write the paper's Figure 1 to demo/figure1.png (ARGS="--help" says more)
+	@.venv/bin/python examples/demo.py $(ARGS)
+
+test: $(library) math  ## run the tests
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: $(installed)  ## check style and types, change nothing
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/mypy
+	@.venv/bin/clang-format --dry-run --Werror $(cxx_files)
+
+bench: $(library)  ## time the assignment against its peers
+	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
+
+clean:  ## remove all that the other targets made, .venv included
+	rm -rf .venv build demo mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find mgassign tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# The math of csrc/math as a module without torch; CMake sees for itself what has changed.
+math: $(installed)
+	@mkdir -p build
+	@.venv/bin/cmake --preset release > build/configure.log || { cat build/configure.log; exit 1; }
+	@.venv/bin/cmake --build build/release -- --quiet
+
+# --force because setuptools looks at the sources only: with it a changed header counts too, and ninja
+# still compiles no more than it must.
+$(library): $(sources) $(installed) $(settings)
+	@echo "Building the compiled libraries (log: build/setup.log)"
+	@rm -f mgassign/_C*.so
+	@mkdir -p build
+	@.venv/bin/python setup.py -q build_ext --inplace --force > build/setup.log 2>&1 || { cat build/setup.log; exit 1; }
+	@sed -n '/^mgassign: /p' build/setup.log
+
+# The two files below change only when their content does, so nothing that follows from them is done in vain.
+wanted = { echo $(PACKAGES); cat $(CONSTRAINTS); }
+$(installed): FORCE
+	@$(wanted) | cmp -s - $@ || { \
+	  echo "Installing into .venv (the first time: some minutes, several GB)"; \
+	  { test -x .venv/bin/pip || $(PYTHON) -m venv .venv; } && \
+	  .venv/bin/pip install -qq -c $(CONSTRAINTS) $(PACKAGES) && $(wanted) > $@; }
+
+chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME"
+$(settings): FORCE | $(installed)
+	@$(chosen) | cmp -s - $@ || $(chosen) > $@
