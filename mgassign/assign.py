@@ -198,8 +198,12 @@ def _pack(
         like = objects[0]
     counts = []
     for b, of_image in enumerate(objects):
-        _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
-        _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
+        # The names are only made where there is something to say: this runs for every image of every step.
+        if not (isinstance(of_image, Tensor) and of_image.dtype in dtypes and of_image.shape[1:] == tail):
+            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
+            _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
+        if of_image.device != like.device:
+            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
         counts.append(of_image.shape[0])
     values = objects[0] if len(objects) == 1 else torch.cat(objects)
     return _Packed(values.to(dtype).contiguous(), None, counts, len(counts))

@@ -42,7 +42,7 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std
   const float* const boxes = gt_boxes.const_data_ptr<float>();
 
   const int64_t threads = threads_for(num_objects, grid.num_points * num_objects);
-  std::vector<Amplifier> amplifiers(threads, Amplifier(sigma, Activation::kNone, level_gate, grid.widest_level()));
+  auto amplifiers = scratch_for<Amplifier>(threads, sigma, Activation::kNone, level_gate, grid.widest_level());
   with_strided<2>(probs, [&](const auto& view) {
     for_each_unit(num_objects, threads, [&](int64_t g, int64_t slot) {
       const Box box{boxes[4 * g], boxes[4 * g + 1], boxes[4 * g + 2], boxes[4 * g + 3]};

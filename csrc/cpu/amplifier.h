@@ -61,7 +61,7 @@ class Amplifier {
   }
 
  private:
-  static constexpr int64_t kBatch = 1024;
+  static constexpr int64_t kBatch = 256;
 
   // Turns the logits that wait in score_ into amplified centerness.
   void score_all();

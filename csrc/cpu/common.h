@@ -28,6 +28,15 @@ inline int64_t threads_for(int64_t units, int64_t work) {
   return std::max<int64_t>(1, std::min({available, units, work / kWorthAThread}));
 }
 
+// Scratch space for each thread, made before they start: body below must not throw.
+template <typename Scratch, typename... Arguments>
+std::vector<Scratch> scratch_for(int64_t threads, const Arguments&... arguments) {
+  std::vector<Scratch> scratch;
+  scratch.reserve(threads);
+  for (int64_t slot = 0; slot < threads; ++slot) scratch.emplace_back(arguments...);
+  return scratch;
+}
+
 // Runs body(unit, slot) for every unit; slot < threads tells which scratch space is free to use. Units are
 // handed out one by one because their cost differs; none may depend on another. body must not throw.
 template <typename Body>

@@ -115,8 +115,11 @@ struct Workspace {
   std::vector<Object> near_strip, near_tile;
   Amplifier amplifier;
 
-  Workspace(int64_t most_tiles, int64_t most_objects, const Amplifier& amplifier)
-      : tiles(most_tiles), near_strip(most_objects + 1), near_tile(most_objects + 1), amplifier(amplifier) {}
+  Workspace(int64_t widest_level, int64_t most_objects, double sigma, Activation activation, bool level_gate)
+      : tiles((widest_level + kTileColumns - 1) / kTileColumns),
+        near_strip(most_objects + 1),
+        near_tile(most_objects + 1),
+        amplifier(sigma, activation, level_gate, widest_level) {}
 };
 
 // Whom each point stands for and how well it fits: owner and score of one image.
@@ -261,9 +264,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const std::vector<Strip> strips = cut_into_strips(grid);
   const int64_t num_strips = static_cast<int64_t>(strips.size());
   const int64_t threads = threads_for(num_images * num_strips, 4 * work);
-  const int64_t most_tiles = (grid.widest_level() + kTileColumns - 1) / kTileColumns;
-  const Amplifier amplifier(sigma, static_cast<Activation>(activation), level_gate, grid.widest_level());
-  std::vector<Workspace> workspaces(threads, Workspace(most_tiles, batch.largest_image(), amplifier));
+  auto workspaces = scratch_for<Workspace>(threads, grid.widest_level(), batch.largest_image(), sigma,
+                                           static_cast<Activation>(activation), level_gate);
   with_strided<3>(pred_boxes, [&](const auto& boxes) {
     with_strided<3>(pred_logits, [&](const auto& logits) {
       for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
@@ -280,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
 
   // Pass 3: selection.
   const int64_t selectors_needed = threads_for(2 * num_images, 2 * work);
-  std::vector<TopPointSelector> selectors(selectors_needed, TopPointSelector(num_points, batch.largest_image()));
+  auto selectors = scratch_for<TopPointSelector>(selectors_needed, num_points, batch.largest_image());
   for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / 2;
     const Standing standing = in_image(standings[unit % 2], image);

@@ -72,7 +72,7 @@ class TopPointSelector {
   int64_t num_points_;
   std::vector<float> threshold_;  // score a further point has to exceed; entry 0 for points of no object
   std::vector<Contest> contests_;
-  std::vector<ScoredPoint> heaps_;
+  std::unique_ptr<ScoredPoint[]> heaps_;  // room for every point, but only what is used is ever touched
 };
 
 }  // namespace mgassign::cpu

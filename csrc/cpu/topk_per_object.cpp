@@ -6,7 +6,10 @@
 namespace mgassign::cpu {
 
 TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
-    : num_points_(num_points), threshold_(max_objects + 1), contests_(max_objects), heaps_(num_points) {}
+    : num_points_(num_points),
+      threshold_(max_objects + 1),
+      contests_(max_objects),
+      heaps_(new ScoredPoint[num_points]) {}
 
 // An object keeps at most k points, and all objects together at most num_points: where the k's promise more
 // (min_points may), the points that stand for each object are counted first.
@@ -47,7 +50,7 @@ void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k,
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
     if (!(score[j] > threshold[g])) continue;
     Contest& contest = contests_[g];
-    ScoredPoint* const heap = heaps_.data() + contest.start;
+    ScoredPoint* const heap = heaps_.get() + contest.start;
     if (contest.filled == contest.capacity) std::pop_heap(heap, heap + contest.filled--, worst_on_top);
     heap[contest.filled++] = {score[j], static_cast<int32_t>(j)};
     std::push_heap(heap, heap + contest.filled, worst_on_top);
