@@ -180,7 +180,7 @@ def _pack(
         _checks.tensor(name, objects, dtypes=dtypes, like=like)
         if not objects.is_nested:
             _checks.shape(name, objects, ("B", "G", *tail))
-            return _Packed(objects.to(dtype).contiguous(), None, None, objects.shape[0])
+            return _Packed(_dense(objects, dtype), None, None, objects.shape[0])
         if objects.layout != torch.jagged:
             raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
         jagged: Any = objects  # whose methods torch's annotations do not know
@@ -188,7 +188,7 @@ def _pack(
             jagged = jagged.contiguous()
         values, offsets = jagged.values(), jagged.offsets()
         _checks.shape(f"{name}.values()", values, ("N", *tail))
-        return _Packed(values.to(dtype).contiguous(), offsets.to(torch.int64), None, offsets.shape[0] - 1)
+        return _Packed(_dense(values, dtype), _dense(offsets, torch.int64), None, offsets.shape[0] - 1)
 
     if not isinstance(objects, (list, tuple)):
         raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
@@ -206,7 +206,12 @@ def _pack(
             _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
         counts.append(of_image.shape[0])
     values = objects[0] if len(objects) == 1 else torch.cat(objects)
-    return _Packed(values.to(dtype).contiguous(), None, counts, len(counts))
+    return _Packed(_dense(values, dtype), None, counts, len(counts))
+
+
+def _dense(values: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asked before, because .to() takes a microsecond to find that there is nothing to do.
+    return (values if values.dtype == dtype else values.to(dtype)).contiguous()
 
 
 def _check_match(boxes: _Packed, labels: _Packed) -> None:
