@@ -94,7 +94,7 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     by_score = torch.argsort(best, descending=True, stable=True)
     stands_for = owner[by_score][:, None] == torch.arange(len(k), device=k.device)
     rank = stands_for.cumsum(0)
-    kept = (stands_for & (rank <= k)).any(1)
+    kept = (stands_for & (rank <= k)).sum(1) > 0  # any(1), but torch 2.14's CPU compiler fails on that
     result = torch.full_like(owner, -1)
     result[by_score] = torch.where(kept, owner[by_score], -1)
     return result
@@ -120,8 +120,8 @@ def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -
     if num_objects == 0:
         return torch.full(x.shape[:1], -1, device=x.device), torch.zeros(0, dtype=torch.int64, device=x.device)
     by_area = torch.argsort(box_areas(gt_boxes), stable=True)
-    wanted, position = candidate[:, by_area].max(1)  # the first of those that want it
-    original = torch.where(wanted, by_area[position], -1)
+    wanted, position = candidate[:, by_area].int().max(1)  # the first of those that want it
+    original = torch.where(wanted > 0, by_area[position], -1)
     num_points = (original[:, None] == torch.arange(num_objects, device=x.device)).sum(0)
     return original, num_points
 
