@@ -1,0 +1,288 @@
+"""How fast assignment is and how much memory it takes, beside the plain PyTorch reference.
+
+    python benchmarks/bench_assign.py                          everything; the table goes to stdout
+    python benchmarks/bench_assign.py --scenarios A,C --no-reference --json results.json
+
+First every scenario's assignments are compared with mgassign.reference; a difference beyond rounding ends the run with
+exit code 1. Then each measurement runs in a process of its own: one call for memory, warm-up, timed calls with the
+garbage collector off. Run it on an idle machine: with other work on its cores, threads wait for each other.
+
+The reference handles one image, so for a batch it runs image by image. Compiled means torch.compile of that function;
+what compiling costs is not counted, it happens in the calls before the timed ones.
+
+Extra memory is what a call needs at its peak beyond its inputs and outputs: the growth of the process's peak resident
+memory (VmHWM, reset before the call) less the bytes of the outputs. Before it, a call on a small batch loads code and
+starts threads, and malloc_trim gives free heap pages back to the system: pages left over from making the inputs would
+otherwise be reused unseen. Accurate to about 0.1 MiB, less so where huge pages are on for everything. Linux with glibc
+only, elsewhere '-'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import torch
+
+import mgassign
+from mgassign import reference
+from scenarios import COCO_BOXES, SCENARIOS, Inputs, make_inputs
+
+OPERATORS = {  # and which inputs they take, after the grid
+    "mutual_guidance_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
+    "fcos_assign": ("gt_boxes",),
+}
+REFERENCES = ("eager", "compiled")
+WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
+JOB_LIMIT_S = 300
+ROUNDING_SHARE = 0.001  # of the positives for localization: scores that differ by rounding may swap places
+
+
+def make_call(operator: str, by: str, inputs: Inputs) -> Callable[[], Any]:
+    """The call to measure, which returns tensors; ``by`` is mgassign or one of REFERENCES."""
+    arguments = [getattr(inputs, name) for name in OPERATORS[operator]]
+    assign = getattr(mgassign if by == "mgassign" else reference, operator)
+    if by == "mgassign":
+        return lambda: assign(inputs.grid, *arguments)
+    if by == "compiled":
+        assign = torch.compile(assign)
+    images = list(zip(*arguments, strict=True))
+    return lambda: [result for image in images for result in assign(inputs.grid, *image)]
+
+
+def check(inputs: Inputs) -> dict[str, Any]:
+    """Counts where the operators' results and the reference's differ."""
+    names = mgassign.Assignment._fields
+    results = make_call("mutual_guidance_assign", "eager", inputs)()
+    expected = {name: torch.cat(results[i :: len(names)]) for i, name in enumerate(names)}
+    differing = {
+        f"{operator}.{name}": int((value.flatten() != expected[name]).sum())
+        for operator in OPERATORS
+        for name, value in make_call(operator, "mgassign", inputs)()._asdict().items()
+    }
+    positives = int((expected["loc"] >= 0).sum())
+    wrong = dict(differing)
+    if wrong["mutual_guidance_assign.loc"] <= ROUNDING_SHARE * positives:
+        wrong["mutual_guidance_assign.loc"] = 0
+    return {
+        "compared": expected["loc"].numel(),
+        "objects": expected["num_points"].numel(),
+        "loc_positives": positives,
+        "differing": differing,
+        "wrong": ", ".join(f"{name} differs {count:,} times" for name, count in wrong.items() if count),
+    }
+
+
+def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
+    """What a call needs at its peak beyond inputs and outputs; see the top of this file."""
+
+    def high_water() -> int:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError, TypeError):  # not Linux, not glibc, or not permitted
+        return None
+    before = high_water()
+    outputs = list(call())
+    results: int = sum(output.nbytes for output in outputs)
+    return max(0, high_water() - before - results)
+
+
+def time_calls(call: Callable[[], Any], repeats: int, budget_s: float) -> dict[str, float]:
+    """Median and spread over as many calls as the budget holds: at least three, at most ``repeats``."""
+
+    def once() -> int:
+        start = perf_counter_ns()
+        call()
+        return perf_counter_ns() - start
+
+    once()
+    end = perf_counter() + budget_s / 10
+    while perf_counter() < end:
+        once()
+    gc.collect()
+    gc.disable()
+    times: list[int] = []
+    end = perf_counter() + budget_s
+    while len(times) < 3 or (len(times) < repeats and perf_counter() < end):
+        times.append(once())
+    gc.enable()
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
+    in_ns = {"median_ms": statistics.median(times), "p10_ms": deciles[0], "p90_ms": deciles[-1]}
+    return {"repeats": len(times), **{name: ns / 1e6 for name, ns in in_ns.items()}}
+
+
+def do_job(args: argparse.Namespace) -> dict[str, Any]:
+    """The work of one child process."""
+    torch.set_num_threads(args.threads)
+    name, what, *by = args.job
+    inputs = make_inputs(SCENARIOS[name], args.data)
+    if what == "check":
+        return check(inputs)
+    call = make_call(what, by[0], inputs)
+    extra = None
+    if by[0] != "compiled":  # its first call compiles
+        make_call(what, by[0], make_inputs(replace(SCENARIOS["call"], images=16)))()
+        extra = peak_extra_bytes(call)
+    return {"extra_bytes": extra, **time_calls(call, args.repeats, args.budget)}
+
+
+def run_job(args: argparse.Namespace, *job: str) -> dict[str, Any]:
+    """Runs a job in a fresh process; ``{"failed": why}`` where it brought no result."""
+    settings = {name: getattr(args, name) for name in ("threads", "repeats", "budget", "data") if getattr(args, name)}
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in settings.items()), "--job", *job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        result = {"failed": f"over {JOB_LIMIT_S} s"}
+    else:
+        if done.returncode == 0:
+            result = json.loads(done.stdout.splitlines()[-1])
+        else:
+            errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
+            result = {"failed": errors[-1] if errors else f"exit code {done.returncode}"}
+    print(*job, json.dumps(result), file=sys.stderr)
+    return result
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures hold for."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return {
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "mgassign": mgassign.__version__,
+        "device": args.device,
+        "threads": args.threads,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def make_table(scenarios: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| scenario | operator | median ms | p10 to p90 | ns per point and object | extra MiB "
+        "| bytes per point and image | eager reference | compiled reference |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, scenario in scenarios.items():
+        points = scenario["check"]["compared"]
+        pairs = points * scenario["check"]["objects"] / SCENARIOS[name].images
+        for operator in OPERATORS:
+            ours = scenario[operator]["mgassign"]
+            median, extra = ours["median_ms"], ours["extra_bytes"]
+            cells = [f"{name}: {SCENARIOS[name].about}", operator, f"{median:.3g}"]
+            cells += [f"{ours['p10_ms']:.3g} to {ours['p90_ms']:.3g}", f"{median * 1e6 / pairs:.2g}"]
+            cells += ["-", "-"] if extra is None else [f"{extra / 2**20:.1f}", f"{extra / points:.1f}"]
+            for by in REFERENCES:
+                theirs = scenario[operator].get(by, {"failed": "-"})
+                cell = theirs["failed"][:60] if "failed" in theirs else f"{theirs['median_ms'] / median:,.0f}x slower"
+                memory = theirs.get("extra_bytes")
+                cells.append(cell if memory is None else f"{cell}, {memory / 2**20:,.0f} MiB")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="\n".join(["scenarios:", *(f"  {name:6} {scenario.about}" for name, scenario in SCENARIOS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--scenarios", metavar="A,B,...", help="which scenarios to run (default: all; R only with data)")
+    option("--data", type=Path, metavar="DIR", help=f"folder with {COCO_BOXES}, for R (default: $MGASSIGN_DATA)")
+    option("--no-reference", action="store_true", help="compare with the reference, but do not time it")
+    option("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
+    option("--repeats", type=int, default=1000, help="most timed calls per measurement (default: 1000)")
+    option("--budget", type=float, default=5, metavar="S", help="seconds of timed calls per measurement (default: 5)")
+    option("--device", choices=["cpu"], default="cpu", help="where to run (default: cpu)")
+    option("--json", type=Path, metavar="FILE", help="write machine, versions and all figures there")
+    option("--job", nargs="+", help=argparse.SUPPRESS)  # what a child process is started for
+    args = parser.parse_args()
+    if args.data is None and os.environ.get("MGASSIGN_DATA"):
+        args.data = Path(os.environ["MGASSIGN_DATA"])
+    every = [name for name in SCENARIOS if name != "R" or args.data]
+    args.scenarios = args.scenarios.split(",") if args.scenarios else every
+
+    wrong = None
+    if unknown := [name for name in args.scenarios if name not in SCENARIOS]:
+        wrong = f"--scenarios: no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}"
+    elif "R" in args.scenarios and (args.data is None or not (args.data / COCO_BOXES).is_file()):
+        wrong = f"--data: scenario R needs a folder with {COCO_BOXES}, got {args.data}"
+    elif args.json and not args.json.absolute().parent.is_dir():
+        wrong = f"--json: no folder {args.json.parent}"
+    elif min(args.threads, args.repeats) < 1 or args.budget <= 0:
+        wrong = "--threads, --repeats, --budget: expected above 0"
+    if wrong:
+        parser.exit(2, f"{parser.prog}: {wrong}\n")
+    return args
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """All or nothing: a run that ends halfway leaves an older file as it was."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=path.name)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.job:
+        print(json.dumps(do_job(args)))
+        return 0
+    run = describe_run(args)
+    scenarios: dict[str, Any] = {name: {"check": run_job(args, name, "check")} for name in args.scenarios}
+    for name, scenario in scenarios.items():
+        if wrong := scenario["check"].get("failed") or scenario["check"]["wrong"]:
+            print(f"scenario {name}: comparison with the reference: {wrong}", file=sys.stderr)
+            return 1
+    for name, scenario in scenarios.items():
+        references = REFERENCES if name in WITH_REFERENCE and not args.no_reference else ()
+        for operator in OPERATORS:
+            scenario[operator] = {by: run_job(args, name, operator, by) for by in ("mgassign", *references)}
+            if failed := scenario[operator]["mgassign"].get("failed"):
+                print(f"scenario {name}: {operator}: {failed}", file=sys.stderr)
+                return 1
+
+    checks = [scenario["check"] for scenario in scenarios.values()]
+    print(make_table(scenarios), "\n\n", ", ".join(f"{key} {value}" for key, value in run.items()), ".", sep="")
+    print(
+        f"Compared with the reference before: {sum(c['compared'] for c in checks):,} points, of which "
+        f"{sum(sum(c['differing'].values()) for c in checks):,} differ (in loc alone, between scores a rounding apart)."
+    )
+    if {"S20", "S2000"} <= scenarios.keys():
+        few, many = (scenarios[name]["mutual_guidance_assign"]["mgassign"]["median_ms"] for name in ("S20", "S2000"))
+        print(f"Mutual Guidance, S20 to S2000: 100 times the objects take {many / few:.1f} times as long (aim: 15).")
+    if args.json:
+        write_json(args.json, {**run, "scenarios": scenarios})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
