@@ -29,7 +29,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -244,10 +243,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """All or nothing: a run that ends halfway leaves an older file as it was."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=path.name)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 
 
