@@ -2,7 +2,7 @@
 //
 // Three passes, each spread over the threads:
 //   1. per image: rank the objects, run the original strategy, which gives N_g;
-//   2. per strip of neighbouring rows of points: whom does each point stand for, in either task? Written to
+//   2. per strip of neighbouring rows of points, for either task: whom does each point stand for? Written to
 //      the outputs as if everyone were chosen, the scores beside them;
 //   3. per image and task: keep the N_g best points of each object.
 //
@@ -20,6 +20,8 @@ namespace {
 
 constexpr int kTilePoints = 32;
 constexpr int64_t kTileColumns = 8;
+// Classify to Localize works on higher strips: it pays for each object once per strip, not per point.
+constexpr int64_t kTilesPerBand = 8;
 
 // Predictions of up to 32 neighbouring points, and whom they fit best so far.
 struct Tile {
@@ -34,12 +36,14 @@ struct Strip {
   Span rows;
 };
 
-// Every level's rows in runs as high as a tile.
-std::vector<Strip> cut_into_strips(const Grid& grid) {
+int64_t tile_height(const Level& level) { return kTilePoints / std::min(level.width, kTileColumns); }
+
+// Every level's rows in runs of so many tiles' height.
+std::vector<Strip> cut_into_strips(const Grid& grid, int64_t tiles_high) {
   std::vector<Strip> strips;
   for (const Level& level : grid.levels) {
     if (level.width == 0) continue;
-    const int64_t tall = kTilePoints / std::min(level.width, kTileColumns);
+    const int64_t tall = tiles_high * tile_height(level);
     for (int64_t row = 0; row < level.height; row += tall)
       strips.push_back({&level, {row, std::min(row + tall, level.height)}});
   }
@@ -261,22 +265,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   });
 
   // Pass 2: competition.
-  const std::vector<Strip> strips = cut_into_strips(grid);
-  const int64_t num_strips = static_cast<int64_t>(strips.size());
-  const int64_t threads = threads_for(num_images * num_strips, 4 * work);
+  const std::vector<Strip> strips = cut_into_strips(grid, 1), bands = cut_into_strips(grid, kTilesPerBand);
+  const int64_t num_strips = static_cast<int64_t>(strips.size()), num_bands = static_cast<int64_t>(bands.size());
+  const int64_t threads = threads_for(num_images * num_bands, 4 * work);
   auto workspaces = scratch_for<Workspace>(threads, grid.widest_level(), batch.largest_image(), sigma,
                                            static_cast<Activation>(activation), level_gate);
   with_strided<3>(pred_boxes, [&](const auto& boxes) {
-    with_strided<3>(pred_logits, [&](const auto& logits) {
-      for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
-        const int64_t image = unit / num_strips;
-        const Strip& strip = strips[unit % num_strips];
-        const ImageObjects objects = batch.ranked(image);
-        localize_to_classify(strip, objects, boxes, boxes.data + image * boxes.stride[0], workspaces[slot],
-                             in_image(standings[0], image));
-        classify_to_localize(strip, objects, logits, logits.data + image * logits.stride[0],
-                             labels + batch.first(image), workspaces[slot], in_image(standings[1], image));
-      });
+    for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
+      const int64_t image = unit / num_strips;
+      localize_to_classify(strips[unit % num_strips], batch.ranked(image), boxes, boxes.data + image * boxes.stride[0],
+                           workspaces[slot], in_image(standings[0], image));
+    });
+  });
+  with_strided<3>(pred_logits, [&](const auto& logits) {
+    for_each_unit(num_images * num_bands, threads, [&](int64_t unit, int64_t slot) {
+      const int64_t image = unit / num_bands;
+      classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, logits.data + image * logits.stride[0],
+                           labels + batch.first(image), workspaces[slot], in_image(standings[1], image));
     });
   });
 
