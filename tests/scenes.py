@@ -11,6 +11,7 @@ from torch import Tensor
 from mgassign import Assignment, PointGrid, mutual_guidance_assign, reference
 
 STRIDES = (8, 16, 32, 64, 128)
+GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")  # of PointGrid.arguments, in the schemas
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mgassign import (
     mutual_guidance_assign,
     topk_per_object,
 )
-from scenes import scene
+from scenes import GRID_NAMES, scene
 
 GRID = PointGrid.for_image((64, 64), strides=(8,))
 GOOD = {
@@ -26,7 +26,6 @@ GOOD = {
     "gt_boxes": [torch.rand(2, 4), torch.rand(1, 4)],
     "gt_labels": [torch.tensor([0, 2]), torch.tensor([1])],
 }
-GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")
 BOXES, LABELS = GOOD["gt_boxes"], GOOD["gt_labels"]
 
 

@@ -23,10 +23,9 @@ from mgassign import (
     mutual_guidance_assign,
     topk_per_object,
 )
-from scenes import STRIDES, Scene, scene, scene_of
+from scenes import GRID_NAMES, STRIDES, Scene, scene, scene_of
 
 OPS = torch.ops.mgassign
-GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")
 
 
 def equal(found, expected) -> bool:
