@@ -10,12 +10,39 @@ Environment:
 """
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+
+def find_cuda_toolkit() -> Path | None:
+    """The folder of a toolkit that can compile and link: nvcc and libcudart in it."""
+    nvcc = shutil.which("nvcc")
+    folders = (
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        nvcc and Path(nvcc).parents[1],
+        "/usr/local/cuda",
+    )
+    for folder in (Path(folder) for folder in folders if folder):
+        libraries = (
+            library for lib in ("lib64", "lib", "lib/*-linux-gnu") for library in folder.glob(f"{lib}/libcudart.so*")
+        )
+        if (folder / "bin/nvcc").exists() and any(libraries):
+            return folder
+    return None
+
+
+# Told to torch before it looks for itself: it takes any folder that holds a program named nvcc.
+if cuda_toolkit := find_cuda_toolkit():
+    os.environ["CUDA_HOME"] = str(cuda_toolkit)
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 CUDA_ARCHITECTURES = "8.0;8.9;9.0;10.0+PTX"
 
@@ -30,12 +57,15 @@ CXX_FLAGS = [
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fvisibility=hidden",
     "-g1",
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",
 ]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v", "-Werror=all-warnings"]
+# ptxas tells registers and shared memory of each kernel; one that spills, or uses local memory, is an error.
+PTXAS_FLAGS = "-Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error"
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden", PTXAS_FLAGS, "-Werror=all-warnings"]
 
 
 def cuda_sources() -> list[str]:
@@ -43,17 +73,17 @@ def cuda_sources() -> list[str]:
     wish = os.environ.get("MGASSIGN_CUDA", "auto")
     if wish not in ("auto", "1", "0"):
         sys.exit(f"MGASSIGN_CUDA: expected auto, 1 or 0, got {wish!r}")
-    sources = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
-    nvcc = bool(CUDA_HOME) and Path(CUDA_HOME, "bin", "nvcc").exists()
-    missing = [
-        reason
-        for reason, holds in [
-            ("no nvcc (set CUDA_HOME)", not nvcc),
-            (f"torch {torch.__version__} is built without CUDA", torch.version.cuda is None),
-            ("there are no CUDA kernels in csrc/cuda yet", not sources),
-        ]
-        if holds
-    ]
+    missing = []
+    if cuda_toolkit is None:
+        missing.append("no CUDA toolkit with nvcc and libcudart (set CUDA_HOME)")
+    if torch.version.cuda is None:
+        missing.append(f"torch {torch.__version__} is built without CUDA")
+    elif cuda_toolkit:
+        version = subprocess.run([cuda_toolkit / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"release (\d+)\.", version)
+        if found is None or found[1] != torch.version.cuda.split(".")[0]:
+            release = found[1] if found else "unknown"
+            missing.append(f"nvcc's CUDA {release} in {cuda_toolkit} is not torch's {torch.version.cuda}")
     if wish == "1" and missing:
         sys.exit(f"MGASSIGN_CUDA=1, but {'; '.join(missing)}")
     if wish == "0" or missing:
@@ -61,8 +91,8 @@ def cuda_sources() -> list[str]:
         return []
     if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
         os.environ["TORCH_CUDA_ARCH_LIST"] = CUDA_ARCHITECTURES
-    print(f"mgassign: building with CUDA {torch.version.cuda}, toolkit in {CUDA_HOME}")
-    return sources
+    print(f"mgassign: building with CUDA {torch.version.cuda}, toolkit in {cuda_toolkit}")
+    return sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 
 
 def extensions() -> list[CppExtension]:

@@ -28,13 +28,8 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std
                                 std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
                                 std::vector<double> ranges, double sigma, bool level_gate) {
   const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
-  check_sigma(sigma);
-  check(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, "gt_boxes: expected shape [G, 4], got ", shape_of(gt_boxes));
-  check_packed(gt_boxes, ScalarType::Float, "gt_boxes");
+  check_probabilities(gt_boxes, probs, grid.num_points, sigma);
   const int64_t num_objects = gt_boxes.size(0);
-  check(probs.dim() == 2 && probs.size(0) == grid.num_points && probs.size(1) == num_objects, "probs: expected shape [",
-        grid.num_points, ", ", num_objects, "], got ", shape_of(probs));
-  check_floating(probs, "probs");
 
   Tensor result = new_tensor(probs, {grid.num_points, num_objects}, ScalarType::Float);
   float* const amplified = result.mutable_data_ptr<float>();

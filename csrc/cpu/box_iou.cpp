@@ -32,10 +32,9 @@ Box load(const Strided<Element, 2>& boxes, int64_t row) {
 }  // namespace
 
 Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
-  check(boxes.dim() == 2 && boxes.size(1) == 4, "boxes: expected shape [P, 4], got ", shape_of(boxes));
-  check(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, "gt_boxes: expected shape [G, 4], got ", shape_of(gt_boxes));
-  check_floating(boxes, "boxes");
-  check_floating(gt_boxes, "gt_boxes");
+  check_boxes(boxes, "boxes", "[P, 4]");
+  check_boxes(gt_boxes, "gt_boxes", "[G, 4]");
+  check_same_device(gt_boxes, boxes, "gt_boxes");
   const int64_t rows = boxes.size(0), columns = gt_boxes.size(0);
   Tensor result = new_tensor(boxes, {rows, columns}, ScalarType::Float);
   float* const iou = result.mutable_data_ptr<float>();

@@ -218,22 +218,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets, std::vector<double> ranges,
     double center_radius, double sigma, bool level_gate, int64_t min_points, int64_t activation) {
   const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
-  check_center_radius(center_radius);
-  check_sigma(sigma);
-  check(min_points >= 0, "min_points: expected at least 0, got ", min_points);
-  check(activation == 0 || activation == 1, "activation: expected 0 (none) or 1 (sigmoid), got ", activation);
+  check_settings(center_radius, sigma, min_points, activation);
   std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
-  check_packed(gt_labels, ScalarType::Long, "gt_labels");
-  check(gt_labels.dim() == gt_boxes.dim() - 1 && gt_labels.numel() == first_objects.back(),
-        "gt_labels: expected one label per object (", first_objects.back(), "), got shape ", shape_of(gt_labels));
   const int64_t num_images = static_cast<int64_t>(first_objects.size()) - 1;
-  check(pred_boxes.dim() == 3 && pred_boxes.size(0) == num_images && pred_boxes.size(1) == grid.num_points &&
-            pred_boxes.size(2) == 4,
-        "pred_boxes: expected shape [", num_images, ", ", grid.num_points, ", 4], got ", shape_of(pred_boxes));
-  check(pred_logits.dim() == 3 && pred_logits.size(0) == num_images && pred_logits.size(1) == grid.num_points,
-        "pred_logits: expected shape [", num_images, ", ", grid.num_points, ", C], got ", shape_of(pred_logits));
-  check_floating(pred_boxes, "pred_boxes");
-  check_floating(pred_logits, "pred_logits");
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, grid.num_points);
 
   const bool padded = !gt_offsets && !gt_counts;
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();

@@ -88,15 +88,8 @@ void compete(const Strided<Element, 2>& scores, int64_t num_points, int64_t num_
 }  // namespace
 
 Tensor topk_per_object_cpu(const Tensor& scores, const Tensor& k, const Tensor& areas) {
-  check(scores.dim() == 2, "scores: expected shape [P, G], got ", shape_of(scores));
-  check_floating(scores, "scores");
+  check_contest(scores, k, areas);
   const int64_t num_points = scores.size(0), num_objects = scores.size(1);
-  check(k.dim() == 1 && k.size(0) == num_objects, "k: expected shape [", num_objects, "], got ", shape_of(k));
-  check_packed(k, ScalarType::Long, "k");
-  check(areas.dim() == 1 && areas.size(0) == num_objects, "areas: expected shape [", num_objects, "], got ",
-        shape_of(areas));
-  check_packed(areas, ScalarType::Float, "areas");
-  check_point_count(num_points);
 
   Tensor owners = new_tensor(scores, {num_points}, ScalarType::Long);
   int64_t* const owner = owners.mutable_data_ptr<int64_t>();

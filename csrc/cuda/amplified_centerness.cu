@@ -1,0 +1,63 @@
+// Centerness amplified by the classification score, for every pair of point and object.
+//
+// One launch, a thread for each pair, pairs in the order of the result.
+#include "steps.cuh"
+
+namespace mgassign::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Pairs {
+  Levels levels;
+  const float* gt_boxes;
+  FloatView<2> probs;
+  int64_t count;
+  int64_t num_objects;
+  float sigma;
+  bool level_gate;
+  float* amplified;  // [P, G]
+};
+
+__global__ void __launch_bounds__(kThreads) amplify_kernel(const __grid_constant__ Pairs p) {
+  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (pair >= p.count) return;
+  const auto [j, g] = split_pair(pair, p.num_objects);
+  int l = 0;
+  while (l + 1 < p.levels.count && j >= p.levels.level[l + 1].first_point) ++l;
+  const Level& level = p.levels.level[l];
+  const int64_t in_level = j - level.first_point;
+  const float x = level.coordinate(in_level % level.width), y = level.coordinate(in_level / level.width);
+  const Box box = object_box(p.gt_boxes, g);
+  float score = 0.0f;
+  if (is_valid(box) && strictly_inside(x, y, box)) {
+    const AxisDistances horizontal = axis_distances(x, box.x1, box.x2), vertical = axis_distances(y, box.y1, box.y2);
+    if (!p.level_gate || level.accepts(larger(horizontal.longest, vertical.longest))) {
+      const float probability = probability_f32(p.probs.at(j * p.probs.stride[0] + g * p.probs.stride[1]));
+      score = amplify(centerness_of(horizontal.ratio, vertical.ratio), probability, p.sigma);
+    }
+  }
+  p.amplified[pair] = score;
+}
+
+}  // namespace
+
+Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, std::vector<int64_t> heights,
+                                 std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
+                                 std::vector<double> ranges, double sigma, bool level_gate) {
+  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+  check_probabilities(gt_boxes, probs, grid.num_points, sigma);
+  const Queue queue(probs);
+  const int64_t num_objects = gt_boxes.size(0), count = grid.num_points * num_objects;
+  Tensor result = new_tensor(probs, {grid.num_points, num_objects}, ScalarType::Float);
+  const Pairs pairs{
+      Levels(grid), gt_boxes.const_data_ptr<float>(), FloatView<2>(probs), count,
+      num_objects,  static_cast<float>(sigma),        level_gate,          result.mutable_data_ptr<float>()};
+  if (count > 0) queue.launch(amplify_kernel, dim3(blocks_for(count, kThreads)), kThreads, pairs);
+  return result;
+}
+
+}  // namespace mgassign::cuda
+
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("amplified_centerness", TORCH_BOX(&mgassign::cuda::amplified_centerness_cuda)); }

@@ -1,0 +1,117 @@
+// What every CUDA kernel uses: launches on the caller's stream, and views of what the kernels read.
+//
+// The kernels keep to the few primitives that tests/cuda_on_cpu offers too, so that they run, slowly, on
+// machines without a GPU.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+// Where the kernels of a file are registered.
+#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign, CUDA, m)
+#else
+#include <cuda_on_cpu.h>
+#endif
+
+#include "../checks.h"
+#include "../math/boxes.h"
+
+namespace mgassign::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+#if defined(__CUDACC__)
+// The current stream of a tensor's device. That device is the current one for as long as this lives.
+class Queue {
+ public:
+  explicit Queue(const Tensor& beside) : device_(beside.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <typename Task>
+  void launch(void (*kernel)(Task), dim3 blocks, int threads, const Task& task) const {
+    kernel<<<blocks, threads, 0, stream_>>>(task);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  void zero(void* at, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(at, 0, bytes, stream_)); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard device_;
+  cudaStream_t stream_;
+};
+#else
+using ::cuda_on_cpu::Queue;
+#endif
+
+inline unsigned blocks_for(int64_t units, int64_t units_per_block) {
+  return static_cast<unsigned>((units + units_per_block - 1) / units_per_block);
+}
+
+// A floating tensor of any dtype and strides. The dtype is looked up at each read, a branch that all threads
+// take alike: a kernel for each combination of two dtypes would be sixteen.
+template <int kDims>
+struct FloatView {
+  const void* data;
+  int64_t stride[kDims];
+  ScalarType dtype;
+
+  explicit FloatView(const Tensor& tensor) : data(tensor.const_data_ptr()), dtype(tensor.scalar_type()) {
+    for (int d = 0; d < kDims; ++d) stride[d] = tensor.stride(d);
+  }
+
+  __device__ float at(int64_t offset) const {
+    switch (dtype) {
+      case ScalarType::Half:
+        return static_cast<float>(static_cast<const torch::headeronly::Half*>(data)[offset]);
+      case ScalarType::BFloat16:
+        return static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(data)[offset]);
+      case ScalarType::Double:
+        return static_cast<float>(static_cast<const double*>(data)[offset]);
+      default:
+        return static_cast<const float*>(data)[offset];
+    }
+  }
+
+  __device__ Box box_at(int64_t offset) const {
+    const int64_t step = stride[kDims - 1];
+    return {at(offset), at(offset + step), at(offset + 2 * step), at(offset + 3 * step)};
+  }
+};
+
+// The levels of a grid, as kernel arguments: a fixed room for them.
+constexpr int kMaxLevels = 16;
+
+struct Levels {
+  Level level[kMaxLevels] = {};
+  int count;
+
+  explicit Levels(const Grid& grid) : count(static_cast<int>(grid.levels.size())) {
+    check(count <= kMaxLevels, "grid: expected at most ", kMaxLevels, " levels on CUDA, got ", count);
+    for (int i = 0; i < count; ++i) level[i] = grid.levels[i];
+  }
+};
+
+// The row and column of an element of a [rows, columns] matrix. Short division where it does: four times as quick.
+struct Pair {
+  int64_t point, object;
+};
+
+__device__ inline Pair split_pair(int64_t pair, int64_t num_objects) {
+  if ((pair | num_objects) >> 32) return {pair / num_objects, pair % num_objects};
+  const uint32_t point = static_cast<uint32_t>(pair) / static_cast<uint32_t>(num_objects);
+  return {point, static_cast<uint32_t>(pair) - point * static_cast<uint32_t>(num_objects)};
+}
+
+__device__ inline bool strictly_inside(float x, float y, const Box& box) {
+  return x > box.x1 && x < box.x2 && y > box.y1 && y < box.y2;
+}
+
+}  // namespace mgassign::cuda

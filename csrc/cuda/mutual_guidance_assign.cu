@@ -1,0 +1,241 @@
+// Mutual Guidance, fused: the original strategy, Localize to Classify and Classify to Localize in one call.
+//
+// Three launches, because N_g must be counted before anyone can be selected, and counters start at 0:
+//   1. a memset of the counters;
+//   2. competition, a warp for each tile of 8 x 4 points: whom does each point stand for, in either task and in
+//      the original strategy? Lanes first take an object each and ask whether it touches the tile's ground or the
+//      bounding box of the tile's predictions; only with those that do, all lanes then compare their points.
+//      Where there are few tiles and many objects, several warps share a tile's objects;
+//   3. selection (topk_per_object.cu).
+#include "steps.cuh"
+
+namespace mgassign::cuda {
+
+namespace {
+
+constexpr int kWarps = 8;  // of a block
+constexpr int kThreads = kWarps * kWarp;
+
+struct Competition {
+  Levels levels;
+  CenterSampling sampling;
+  ObjectRows objects;
+  const float* gt_boxes;
+  const int64_t* gt_labels;
+  bool padded;  // then label -1 is no object
+  FloatView<3> pred_boxes, pred_logits;
+  int64_t num_points, num_classes;
+  float sigma;
+  bool level_gate, sigmoid;
+  int64_t min_points;
+  int warps_per_tile;
+  // [B, P]
+  int64_t *original, *cls, *loc;
+  Standing by_box, by_class;  // Localize to Classify, Classify to Localize
+  // [N]
+  int32_t* num_original;
+  int64_t* least_points;  // min_points of the objects that take part
+};
+
+// Order-preserving, so that a warp's smallest float is one integer reduction.
+__device__ uint32_t ordered(float value) {
+  const uint32_t bits = bits_of(value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+__device__ float smallest_of_warp(float value) { return unordered(__reduce_min_sync(kAllLanes, ordered(value))); }
+__device__ float largest_of_warp(float value) { return unordered(__reduce_max_sync(kAllLanes, ordered(value))); }
+
+__device__ Box bounds_of_warp(const Box& box, bool valid) {
+  const float infinity = float_of(0x7f800000u);
+  return {smallest_of_warp(valid ? box.x1 : infinity), smallest_of_warp(valid ? box.y1 : infinity),
+          largest_of_warp(valid ? box.x2 : -infinity), largest_of_warp(valid ? box.y2 : -infinity)};
+}
+
+// Classify to Localize: the amplified centerness, 0 for points outside or on a level not made for the object.
+__device__ float amplified(const Competition& c, int64_t logits_of_point, const Place& place, const Object& object) {
+  const Box& box = object.box;
+  if (!place.exists || !strictly_inside(place.x, place.y, box)) return 0.0f;
+  if (c.level_gate && !c.levels.level[place.level].accepts(longest_distance(place, box))) return 0.0f;
+  float probability = 0.0f;
+  if (object.label >= 0) {
+    const float logit = c.pred_logits.at(logits_of_point + object.label * c.pred_logits.stride[2]);
+    probability = c.sigmoid ? sigmoid_f32(logit) : probability_f32(logit);
+  }
+  const float ratio_x = axis_distances(place.x, box.x1, box.x2).ratio;
+  const float ratio_y = axis_distances(place.y, box.y1, box.y2).ratio;
+  return amplify(centerness_of(ratio_x, ratio_y), probability, c.sigma);
+}
+
+// Lanes of the same owner count themselves together. All lanes call it.
+__device__ void count_standing(int32_t* count, int32_t owner, int lane) {
+  const unsigned alike = __match_any_sync(kAllLanes, owner);
+  if (owner >= 0 && lane == __ffs(alike) - 1) atomicAdd(&count[owner], __popc(alike));
+}
+
+__device__ void write_standing(const Standing& standing, int64_t at, int64_t first_row, bool exists,
+                               const Champion& champion, int lane) {
+  if (exists) {
+    standing.owner[at] = champion.index;
+    standing.score[at] = champion.score;
+  }
+  count_standing(standing.count + first_row, champion.index, lane);
+}
+
+__global__ void __launch_bounds__(kThreads) compete_kernel(const __grid_constant__ Competition c) {
+  enum { kByBox, kByClass, kOriginal, kContests };
+  __shared__ Champion found[kContests][kWarps][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int part = warp % c.warps_per_tile;
+  const int64_t image = c.objects.first_image + blockIdx.y;
+  const ObjectRows::Rows rows = c.objects.of(image);
+  const int64_t tile = (static_cast<int64_t>(blockIdx.x) * kWarps + warp) / c.warps_per_tile;
+  const Place place = place_of(c.levels, tile, lane);
+  const Level& level = c.levels.level[place.level];
+
+  Box predicted{0.0f, 0.0f, 0.0f, 0.0f};
+  if (place.exists)
+    predicted = c.pred_boxes.box_at(image * c.pred_boxes.stride[0] + place.point * c.pred_boxes.stride[1]);
+  const bool predicts = is_valid(predicted);
+  const Box bounds = bounds_of_warp(predicted, predicts);
+  if (!predicts) predicted = {0.0f, 0.0f, 0.0f, 0.0f};  // overlaps nothing
+  const float predicted_area = area_of(predicted);
+  const int64_t logits = image * c.pred_logits.stride[0] + place.point * c.pred_logits.stride[1];
+
+  Champion champion[kContests];
+  for (int32_t base = part * kWarp; base < rows.count; base += c.warps_per_tile * kWarp) {
+    Object mine{{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, base + lane, -1};
+    bool takes_part = false;
+    if (mine.index < rows.count) {
+      const int64_t row = rows.first + mine.index;
+      const int64_t label = c.gt_labels[row];
+      mine.box = object_box(c.gt_boxes, row);
+      mine.area = area_of(mine.box);
+      mine.label = label >= 0 && label < c.num_classes ? static_cast<int32_t>(label) : -1;
+      takes_part = is_valid(mine.box) && !(c.padded && label == -1);
+      if (tile == 0) c.least_points[row] = takes_part ? c.min_points : 0;
+    }
+
+    const bool may_overlap = takes_part && touches(bounds, mine.box);
+    for (unsigned left = __ballot_sync(kAllLanes, may_overlap); left; left &= left - 1) {
+      const Object object = mine.from_lane(__ffs(left) - 1);
+      champion[kByBox].meet(iou_of(predicted, predicted_area, object.box, object.area), object.area, object.index);
+    }
+
+    const bool right_size = level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
+    const bool may_hold = takes_part && touches(place.tile, mine.box) && (right_size || !c.level_gate);
+    for (unsigned left = __ballot_sync(kAllLanes, may_hold); left; left &= left - 1) {
+      const Object object = mine.from_lane(__ffs(left) - 1);
+      meet_original(champion[kOriginal], c.levels, c.sampling, place, object);
+      champion[kByClass].meet(amplified(c, logits, place, object), object.area, object.index);
+    }
+  }
+
+  if (c.warps_per_tile > 1) {  // the first of a tile's warps puts their findings together
+    for (int contest = 0; contest < kContests; ++contest) found[contest][warp][lane] = champion[contest];
+    __syncthreads();
+    if (part) return;
+    for (int other = warp + 1; other < warp + c.warps_per_tile; ++other)
+      for (int contest = 0; contest < kContests; ++contest) {
+        const Champion& theirs = found[contest][other][lane];
+        champion[contest].meet(theirs.score, theirs.area, theirs.index);
+      }
+  }
+
+  const int64_t at = image * c.num_points + place.point;
+  if (place.exists) {
+    c.original[at] = champion[kOriginal].index;
+    c.cls[at] = c.loc[at] = -1;
+    if (champion[kOriginal].index >= 0) atomicAdd(&c.num_original[rows.first + champion[kOriginal].index], 1);
+  }
+  write_standing(c.by_box, at, rows.first, place.exists, champion[kByBox], lane);
+  write_standing(c.by_class, at, rows.first, place.exists, champion[kByClass], lane);
+}
+
+// How many warps share a tile's objects: enough to keep a large GPU busy, none idle for lack of objects.
+int warps_per_tile(int64_t tiles, int64_t objects_per_image) {
+  constexpr int64_t kEnoughWarps = 4096;
+  int warps = 1;
+  while (warps < kWarps && tiles * warps < kEnoughWarps && warps * kWarp < objects_per_image) warps *= 2;
+  return warps;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
+    const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
+    std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
+    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets, std::vector<double> ranges,
+    double center_radius, double sigma, bool level_gate, int64_t min_points, int64_t activation) {
+  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+  check_settings(center_radius, sigma, min_points, activation);
+  const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
+  const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
+  check(pred_logits.size(2) <= std::numeric_limits<int32_t>::max(), "pred_logits: expected fewer than 2^31 classes");
+
+  const Queue queue(gt_boxes);
+  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
+  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
+  Tensor counts = new_tensor(gt_boxes, {num_objects}, ScalarType::Long);
+  if (num_images == 0) return {cls, loc, original, counts};
+
+  // One workspace: 32 bytes per point, 12 per object, 8 per image.
+  const int64_t all_points = num_images * num_points;
+  const int64_t num_counters = 2 * num_images + 3 * num_objects;
+  Tensor workspace = new_tensor(gt_boxes, {4 * all_points + (num_counters + 1) / 2}, ScalarType::Long);
+  int64_t* const segments = workspace.mutable_data_ptr<int64_t>();
+  int32_t* const owners = reinterpret_cast<int32_t*>(segments + 2 * all_points);
+  float* const scores = reinterpret_cast<float*>(owners + 2 * all_points);
+  int32_t* const filled = reinterpret_cast<int32_t*>(scores + 2 * all_points);
+  int32_t* const num_standing = filled + 2 * num_images;
+  int32_t* const num_original = num_standing + 2 * num_objects;
+  queue.zero(filled, num_counters * sizeof(int32_t));
+
+  Competition competition{Levels(grid),
+                          CenterSampling(grid, center_radius),
+                          {},
+                          gt_boxes.const_data_ptr<float>(),
+                          gt_labels.const_data_ptr<int64_t>(),
+                          batch.padded(),
+                          FloatView<3>(pred_boxes),
+                          FloatView<3>(pred_logits),
+                          num_points,
+                          pred_logits.size(2),
+                          static_cast<float>(sigma),
+                          level_gate,
+                          activation == 1,
+                          min_points,
+                          warps_per_tile(num_images * tiles_of(grid), num_objects / num_images),
+                          original.mutable_data_ptr<int64_t>(),
+                          cls.mutable_data_ptr<int64_t>(),
+                          loc.mutable_data_ptr<int64_t>(),
+                          {owners, scores, num_standing},
+                          {owners + all_points, scores + all_points, num_standing + num_objects},
+                          num_original,
+                          counts.mutable_data_ptr<int64_t>()};
+  // At least one block, which tells what each object may have even where there are no points.
+  const unsigned blocks = std::max(1u, blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps));
+  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
+    competition.objects = rows;
+    queue.launch(compete_kernel, dim3(blocks, images), kThreads, competition);
+  });
+  launch_selection(queue,
+                   {num_points,
+                    {competition.by_box, competition.by_class},
+                    {competition.cls, competition.loc},
+                    {segments, segments + all_points},
+                    filled,
+                    nullptr,
+                    num_original,
+                    min_points,
+                    competition.least_points,
+                    num_images,
+                    {}},
+                   batch, 2);
+  return {cls, loc, original, counts};
+}
+
+}  // namespace mgassign::cuda
+
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("mutual_guidance_assign", TORCH_BOX(&mgassign::cuda::mutual_guidance_assign_cuda)); }

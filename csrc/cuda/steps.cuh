@@ -1,0 +1,237 @@
+// The steps that operators share: which objects an image has, how points are dealt to warps, and who stands for
+// what. topk_per_object.cu defines the selection that mutual_guidance_assign.cu uses too.
+#pragma once
+
+#include "../math/centerness.h"
+#include "../math/order.h"
+#include "common.cuh"
+
+namespace mgassign::cuda {
+
+// Images of one launch: their object offsets travel as a kernel argument. Larger batches take several.
+constexpr int kMaxImages = 256;
+
+// Which rows of gt_boxes are the objects of an image, in any of the three forms.
+struct ObjectRows {
+  int64_t num_rows;        // N, of all images
+  const int64_t* offsets;  // jagged: in device memory, so their values are not to be trusted
+  int64_t per_image;       // padded: G
+  int64_t first_image;     // of this launch
+  bool listed;             // a list: row_of[image - first_image] is the first
+  int32_t row_of[kMaxImages + 1];
+
+  struct Rows {
+    int64_t first;
+    int32_t count;
+  };
+
+  __device__ Rows of(int64_t image) const {
+    if (listed) {
+      const int64_t i = image - first_image;
+      return {row_of[i], row_of[i + 1] - row_of[i]};
+    }
+    if (!offsets) return {image * per_image, static_cast<int32_t>(per_image)};
+    const int64_t first = within(offsets[image], 0);
+    return {first, static_cast<int32_t>(within(offsets[image + 1], first) - first)};
+  }
+
+  __device__ int64_t within(int64_t offset, int64_t least) const {
+    return offset < least ? least : (offset > num_rows ? num_rows : offset);
+  }
+};
+
+// The objects of a batch, as the launches need them.
+class ObjectBatch {
+ public:
+  ObjectBatch(const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
+              const std::optional<std::vector<int64_t>>& gt_counts)
+      : num_images_(check_objects(gt_boxes, gt_offsets, gt_counts)), padded_(!gt_offsets && !gt_counts) {
+    rows_.num_rows = gt_boxes.numel() / 4;
+    rows_.offsets = gt_offsets ? gt_offsets->const_data_ptr<int64_t>() : nullptr;
+    rows_.per_image = padded_ ? gt_boxes.size(1) : 0;
+    rows_.listed = gt_counts.has_value();
+    if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes);
+    check(!padded_ || rows_.per_image <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31");
+    largest_image_ = padded_ ? rows_.per_image : (gt_counts ? 0 : rows_.num_rows);
+    for (size_t b = 1; b < listed_.size(); ++b) largest_image_ = std::max(largest_image_, listed_[b] - listed_[b - 1]);
+  }
+
+  // One image of so many objects.
+  explicit ObjectBatch(int64_t num_objects) : num_images_(1), padded_(true), largest_image_(num_objects) {
+    rows_.num_rows = rows_.per_image = num_objects;
+  }
+
+  int64_t num_images() const { return num_images_; }
+  int64_t num_objects() const { return rows_.num_rows; }
+  // At least as many objects as any image has.
+  int64_t largest_image() const { return largest_image_; }
+  bool padded() const { return padded_; }
+
+  // Calls body(rows, first image, number of images) for each launch that the batch needs.
+  template <typename Body>
+  void for_each_launch(const Body& body) const {
+    for (int64_t first = 0; first < num_images_; first += kMaxImages) {
+      const int64_t count = std::min<int64_t>(kMaxImages, num_images_ - first);
+      ObjectRows rows = rows_;
+      rows.first_image = first;
+      if (rows.listed)
+        for (int64_t i = 0; i <= count; ++i) rows.row_of[i] = static_cast<int32_t>(listed_[first + i]);
+      body(rows, static_cast<unsigned>(count));
+    }
+  }
+
+ private:
+  int64_t num_images_;
+  bool padded_;
+  ObjectRows rows_ = {};
+  std::vector<int64_t> listed_;
+  int64_t largest_image_;
+};
+
+// A warp works on a tile of 8 x 4 neighbouring points, one each: they share most objects.
+constexpr int kTileColumns = 8;
+constexpr int kTileRows = kWarp / kTileColumns;
+
+inline int64_t tiles_of(const Level& level) {
+  return ((level.width + kTileColumns - 1) / kTileColumns) * ((level.height + kTileRows - 1) / kTileRows);
+}
+
+inline int64_t tiles_of(const Grid& grid) {
+  int64_t tiles = 0;
+  for (const Level& level : grid.levels) tiles += tiles_of(level);
+  return tiles;
+}
+
+// The point a lane works on, and the ground its tile covers.
+struct Place {
+  bool exists;  // tiles overhang the level's edges
+  int level;
+  int64_t point;  // of the image
+  float x, y;
+  Box tile;  // from the first point to the last; none overlap it where there is no tile
+};
+
+__device__ inline Place place_of(const Levels& levels, int64_t tile, int lane) {
+  for (int i = 0; i < levels.count; ++i) {
+    const Level& level = levels.level[i];
+    const int64_t across = (level.width + kTileColumns - 1) / kTileColumns;
+    const int64_t here = across * ((level.height + kTileRows - 1) / kTileRows);
+    if (tile >= here) {
+      tile -= here;
+      continue;
+    }
+    const int64_t first_row = tile / across * kTileRows, first_column = tile % across * kTileColumns;
+    const int64_t row = first_row + lane / kTileColumns, column = first_column + lane % kTileColumns;
+    const int64_t end_row = first_row + kTileRows < level.height ? first_row + kTileRows : level.height;
+    const int64_t end_column = first_column + kTileColumns < level.width ? first_column + kTileColumns : level.width;
+    return {row < end_row && column < end_column,
+            i,
+            level.first_point + row * level.width + column,
+            level.coordinate(column),
+            level.coordinate(row),
+            {level.coordinate(first_column), level.coordinate(first_row), level.coordinate(end_column - 1),
+             level.coordinate(end_row - 1)}};
+  }
+  const float infinity = float_of(0x7f800000u);
+  return {false, 0, 0, 0.0f, 0.0f, {infinity, infinity, -infinity, -infinity}};
+}
+
+__device__ inline bool touches(const Box& a, const Box& b) {
+  return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1;
+}
+
+// An object on its way through a warp.
+struct Object {
+  Box box;
+  float area;
+  int32_t index;  // within its image
+  int32_t label;  // -1 where there is no such class
+
+  __device__ Object from_lane(int lane) const {
+    return {{__shfl_sync(kAllLanes, box.x1, lane), __shfl_sync(kAllLanes, box.y1, lane),
+             __shfl_sync(kAllLanes, box.x2, lane), __shfl_sync(kAllLanes, box.y2, lane)},
+            __shfl_sync(kAllLanes, area, lane),
+            __shfl_sync(kAllLanes, index, lane),
+            __shfl_sync(kAllLanes, label, lane)};
+  }
+};
+
+// Four reads, not one of 16 bytes: a view into a larger buffer need not be aligned to that.
+__device__ inline Box object_box(const float* gt_boxes, int64_t row) {
+  const float* const at = gt_boxes + 4 * row;
+  return {at[0], at[1], at[2], at[3]};
+}
+
+// The object a point stands for so far. Whatever order they come in, the outcome is the same.
+struct Champion {
+  float score = 0.0f;
+  float area = 0.0f;
+  int32_t index = -1;
+
+  __device__ void meet(float challenger_score, float challenger_area, int32_t challenger) {
+    const bool tied = challenger_score == score && index >= 0;
+    if (challenger_score > score || (tied && smaller_object(challenger_area, challenger, area, index))) {
+      score = challenger_score;
+      area = challenger_area;
+      index = challenger;
+    }
+  }
+};
+
+// FCOS's centre sampling: half the side of the central box on each level, in pixels.
+struct CenterSampling {
+  bool on;
+  float reach[kMaxLevels] = {};
+
+  CenterSampling(const Grid& grid, double center_radius) : on(center_radius > 0) {
+    for (size_t i = 0; i < grid.levels.size(); ++i)
+      reach[i] = static_cast<float>(center_radius * grid.levels[i].stride);
+  }
+};
+
+// max(l, t, r, b)
+__device__ inline float longest_distance(const Place& place, const Box& box) {
+  return larger(axis_distances(place.x, box.x1, box.x2).longest, axis_distances(place.y, box.y1, box.y2).longest);
+}
+
+// FCOS's own strategy asks the same of all its candidates, so only their areas and indices compete.
+__device__ inline void meet_original(Champion& champion, const Levels& levels, const CenterSampling& sampling,
+                                     const Place& place, const Object& object) {
+  const Box& box = object.box;
+  Box central = box;
+  if (sampling.on) {
+    const float cx = (box.x1 + box.x2) * 0.5f, cy = (box.y1 + box.y2) * 0.5f;
+    const float reach = sampling.reach[place.level];
+    central = {larger(cx - reach, box.x1), larger(cy - reach, box.y1), smaller(cx + reach, box.x2),
+               smaller(cy + reach, box.y2)};
+  }
+  if (place.exists && strictly_inside(place.x, place.y, central) &&
+      levels.level[place.level].accepts(longest_distance(place, box)))
+    champion.meet(1.0f, object.area, object.index);
+}
+
+// Every point of a batch and the object it stands for, -1 for none; [B, P] each, rows counted per object [N].
+struct Standing {
+  int32_t* owner;
+  float* score;
+  int32_t* count;
+};
+
+// Selection: each object keeps its best points. `chosen` holds -1 everywhere and gets the objects' indices.
+struct Selection {
+  int64_t num_points;
+  Standing standing[2];   // a task each
+  int64_t* chosen[2];     // [B, P]
+  int64_t* segments[2];   // [B, P]: the points of each object, together
+  int32_t* filled;        // [tasks, B], zeros: how much of an image's segments is given away
+  const int64_t* k;       // [N]: how many points an object keeps; or, where null,
+  const int32_t* wanted;  // [N]: as many as here
+  int64_t min_points;     // and at least this
+  int64_t* allowed;       // [N]: told here; comes with the least that each object may have
+  int64_t num_images;
+  ObjectRows objects;
+};
+
+void launch_selection(const Queue& queue, Selection selection, const ObjectBatch& objects, int num_tasks);
+
+}  // namespace mgassign::cuda

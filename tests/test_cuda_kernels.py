@@ -1,0 +1,271 @@
+"""The CUDA kernels give the CPU's results, bit for bit: on host threads everywhere, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cuda_on_cpu
+from mgassign import PointGrid, _library
+from scenes import GRIDS, STRIDES, Scene, scene, scene_of, scenes
+from test_building_blocks import TOPK_CASES
+from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
+
+Run = Callable[..., Any]
+
+has_gpu = torch.cuda.is_available() and _library.cuda_library is not None
+needs_gpu = pytest.mark.skipif(not has_gpu, reason="no GPU, or no CUDA kernels built")
+inf, nan = torch.inf, torch.nan
+
+
+@pytest.fixture(scope="session")
+def on_host_threads() -> Run:
+    sanitizer = os.environ.get("CUDA_ON_CPU_SANITIZER", "")
+    library = cuda_on_cpu.build(Path(__file__).parents[1] / "build" / "cuda_on_cpu", sanitizer)
+    if library is None:
+        pytest.skip("no C++ compiler")
+    cuda_on_cpu.load(library)
+    return lambda name, *arguments: getattr(getattr(torch.ops, cuda_on_cpu.NAMESPACE), name)(*arguments)
+
+
+def on_gpu(name: str, *arguments: Any) -> Any:
+    def moved(value: Any, device: str) -> Any:
+        # A view keeps its strides and its place in a larger buffer.
+        if not isinstance(value, torch.Tensor):
+            return value
+        return torch.empty(0, dtype=value.dtype, device=device).set_(
+            value.untyped_storage().to(device=device), value.storage_offset(), value.shape, value.stride()
+        )
+
+    results = getattr(torch.ops.mgassign, name)(*(moved(value, "cuda") for value in arguments))
+    return results.cpu() if isinstance(results, torch.Tensor) else tuple(result.cpu() for result in results)
+
+
+@pytest.fixture(params=["host threads", pytest.param("GPU", marks=needs_gpu)])
+def run(request: pytest.FixtureRequest) -> Run:
+    return on_gpu if request.param == "GPU" else request.getfixturevalue("on_host_threads")
+
+
+def check_parity(run: Run, name: str, *arguments: Any) -> Any:
+    """Asserts that the kernels' results equal the CPU's; returns them."""
+    found, expected = run(name, *arguments), getattr(torch.ops.mgassign, name)(*arguments)
+    for result, wanted in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (found, expected)), strict=True):
+        assert result.dtype == wanted.dtype
+        assert torch.equal(result, wanted), f"{int((result != wanted).sum())} of {result.numel()} differ"
+    return found
+
+
+def operands(of: Scene, form: str = "list") -> list[Any]:
+    """A scene's tensors as the operator takes them, up to gt_counts."""
+    boxes, labels = of.gt_boxes, of.gt_labels
+    if form == "padded":
+        boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=20.0)
+        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+        boxes[labels < 0] += torch.tensor([0.0, 0.0, 30.0, 30.0])  # a valid box, yet it takes no part
+        return [of.pred_boxes, of.pred_logits, boxes, labels, None, None]
+    counts = [len(of_image) for of_image in labels]
+    tensors = [of.pred_boxes, of.pred_logits, torch.cat(boxes), torch.cat(labels)]
+    if form == "jagged":
+        return [*tensors, torch.tensor([0, *counts]).cumsum(0), None]
+    return [*tensors, None, counts]
+
+
+def arguments_of(of: Scene, form: str = "list", **changed: Any) -> list[Any]:
+    values = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1} | changed
+    return [*operands(of, form), *of.grid.arguments, *values.values()]
+
+
+SMALL_SHAPES = {
+    "three levels": {"size": (96, 128), "strides": STRIDES[:3], "objects": (5, 0, 1)},
+    "narrow": {"size": (40, 9), "strides": (8,), "objects": (3,), "offset": 0},
+    "two warps share a tile": {"size": (48, 64), "strides": (8, 16), "objects": (50,)},
+    "eight warps share a tile": {"size": (48, 48), "strides": (8,), "objects": (300,)},
+    "own ranges": {"size": (64, 72), "strides": (8, 16), "objects": (7, 9), "ranges": ((0, 40), (30, 200))},
+}
+SETTINGS = [
+    {},
+    {"center_radius": 0.0, "sigma": 1.25},
+    {"level_gate": False, "min_points": 7},
+    {"min_points": 10**12, "activation": 0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("shape", SMALL_SHAPES.values(), ids=SMALL_SHAPES.keys())
+def test_mutual_guidance(run, shape, settings):
+    found = check_parity(run, "mutual_guidance_assign", *arguments_of(scene(seed=1, **shape), **settings))
+    assert (found[2] >= 0).any()
+
+
+@pytest.mark.parametrize("boxes_dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_dtypes_and_strides(run, boxes_dtype):
+    of = scene((48, 64), (8, 16), objects=(6, 2), seed=2)
+    logits_dtype = {torch.float64: torch.bfloat16, torch.float16: torch.float64, torch.bfloat16: torch.float16}
+    arguments = arguments_of(of)
+    arguments[0] = of.pred_boxes.to(boxes_dtype).permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    arguments[1] = of.pred_logits.to(logits_dtype[boxes_dtype]).transpose(1, 2).contiguous().transpose(1, 2)
+    check_parity(run, "mutual_guidance_assign", *arguments)
+
+
+def test_views_that_are_not_aligned(run):
+    of = scene((48, 64), (8, 16), objects=(6, 2), seed=3)
+    arguments = arguments_of(of)
+    for i in (0, 1, 2):
+        buffer = torch.zeros(arguments[i].numel() + 1)
+        buffer[1:] = arguments[i].flatten()
+        arguments[i] = buffer[1:].view(arguments[i].shape)
+    check_parity(run, "mutual_guidance_assign", *arguments)
+
+
+@pytest.mark.parametrize("form", ["list", "padded", "jagged"])
+def test_forms_of_objects(run, form):
+    of = scene((64, 64), (8, 16), objects=(4, 0, 7), seed=4)
+    check_parity(run, "mutual_guidance_assign", *arguments_of(of, form, min_points=2))
+    _, _, boxes, _, *rows = operands(of, form)
+    check_parity(run, "fcos_assign", boxes, *rows, *of.grid.arguments, 1.5)
+
+
+def test_more_images_than_one_launch_takes(run):
+    grid = PointGrid.for_image((16, 16), strides=(8,))
+    boxes = [torch.tensor([[0.0, 0, 9 + b % 7, 16]] * (b % 3)).reshape(-1, 4) for b in range(258)]
+    of = scene_of(grid, boxes, 2, torch.Generator().manual_seed(5))
+    check_parity(run, "mutual_guidance_assign", *arguments_of(of))
+    for form in ("list", "jagged"):
+        _, _, packed, _, *rows = operands(of, form)
+        check_parity(run, "fcos_assign", packed, *rows, *grid.arguments, 0.0)
+
+
+@pytest.mark.parametrize("objects", OBJECT_CASES.values(), ids=OBJECT_CASES.keys())
+def test_special_objects(run, objects):
+    boxes = torch.tensor(objects, dtype=torch.float32).reshape(-1, 4)
+    like = scene((128, 128), (16, 32), objects=(4,), seed=6)
+    of = Scene(like.grid, like.pred_boxes, like.pred_logits, [boxes], [torch.arange(len(boxes)) % 6])
+    check_parity(run, "mutual_guidance_assign", *arguments_of(of, min_points=2))
+    check_parity(run, "fcos_assign", boxes, None, [len(boxes)], *of.grid.arguments, 1.5)
+
+
+def test_special_predictions(run):
+    of = scene((64, 64), (8,), objects=(6,), seed=7)
+    of.pred_boxes[0, : len(BAD_BOXES)] = torch.tensor(BAD_BOXES)
+    special = torch.randint(8, of.pred_logits.shape, generator=torch.Generator().manual_seed(0))
+    for value, which in ((nan, 0), (inf, 1), (-inf, 2)):
+        of.pred_logits[special == which] = value
+    for activation in (0, 1):
+        check_parity(run, "mutual_guidance_assign", *arguments_of(of, activation=activation))
+
+
+def test_a_label_of_no_class_counts_as_probability_0(run):
+    of = scene((64, 64), (8, 16), objects=(9,), num_classes=4, seed=8)
+    impossible = Scene(of.grid, of.pred_boxes, torch.cat([of.pred_logits, torch.full((1, 80, 1), -inf)], 2),
+                       of.gt_boxes, [of.gt_labels[0].masked_fill(torch.arange(9) % 2 == 0, 4)])  # fmt: skip
+    expected = torch.ops.mgassign.mutual_guidance_assign(*arguments_of(impossible))
+    for label in (-1, 4, 2**40, -(2**63)):
+        labels = of.gt_labels[0].masked_fill(torch.arange(9) % 2 == 0, label)
+        arguments = arguments_of(Scene(of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, [labels]))
+        found = run("mutual_guidance_assign", *arguments)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), label
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 9, 2, 9], [3, 1, 5, 4], [-5, 4, 2**60, 9], [9, 9, 9, 9], [0, 0, 0, 99]], ids=str
+)
+def test_offsets_that_are_none_break_nothing(run, offsets):
+    # In device memory they cannot be checked without waiting for it. What comes out is of no use, that is all.
+    of = scene((64, 64), (8,), objects=(3, 3, 3), seed=9)
+    arguments = arguments_of(of, "jagged")
+    arguments[4] = torch.tensor(offsets)
+    *owners, num_points = run("mutual_guidance_assign", *arguments)
+    assert all(((owner >= -1) & (owner < 9)).all() for owner in owners)
+    assert num_points.shape == (9,)
+    run("fcos_assign", arguments[2], arguments[4], None, *of.grid.arguments, 1.5)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_nothing_to_assign(run, images):
+    empty = scene_of(PointGrid.for_image((16, 24), (8,)), [torch.empty(0, 4)] * images, 3, torch.Generator())
+    arguments = arguments_of(empty, "padded") if images else [torch.empty(0, 6, 4), torch.empty(0, 6, 3),
+        torch.empty(0, 4), torch.empty(0).long(), None, [], *empty.grid.arguments, 1.5, 2.0, True, 0, 1]  # fmt: skip
+    check_parity(run, "mutual_guidance_assign", *arguments)
+    check_parity(run, "fcos_assign", torch.empty(0, 4), None, [0] * images, *empty.grid.arguments, 1.5)
+
+
+def test_no_points(run):
+    grid = PointGrid.from_features([(0, 4), (3, 0)], strides=(8, 16))
+    boxes, labels = torch.tensor([[0.0, 0, 40, 40], [0, 0, 0, 9]]), torch.tensor([0, 1])
+    of = Scene(grid, torch.empty(1, 0, 4), torch.empty(1, 0, 2), [boxes], [labels])
+    found = check_parity(run, "mutual_guidance_assign", *arguments_of(of, min_points=3))
+    assert found[3].tolist() == [3, 0]
+    check_parity(run, "fcos_assign", boxes, None, [2], *grid.arguments, 1.5)
+
+
+@pytest.mark.parametrize("center_radius", [0.0, 1.5])
+@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine"])
+def test_fcos(run, grid, center_radius):
+    boxes = scene(objects=(40,), size=(96, 96), strides=(8,), seed=10).gt_boxes[0]
+    check_parity(run, "fcos_assign", boxes, None, [40], *grid.arguments, center_radius)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_building_blocks(run, dtype):
+    grid = GRIDS[0]
+    generator = torch.Generator().manual_seed(11)
+    boxes = (torch.rand(9, 4, generator=generator).cumsum(1) * 40).to(dtype)
+    preds = (torch.rand(4, 70, generator=generator).cumsum(0) * 40).to(dtype).T
+    check_parity(run, "box_iou", preds, boxes)
+    probs = (torch.rand(grid.num_points, 9, generator=generator) * 1.2 - 0.1).to(dtype)
+    for gate in (True, False):
+        check_parity(run, "amplified_centerness", boxes.float(), probs, *grid.arguments, 2.0, gate)
+    assert (check_parity(run, "amplified_centerness", boxes.float(), probs, *grid.arguments, 3.0, False) > 0).any()
+
+
+@pytest.mark.parametrize(("points", "objects"), [(0, 0), (0, 2), (5, 0), (1, 1), (100, 7), (700, 3), (40, 70)])
+def test_topk(run, points, objects):
+    # Few distinct scores, so that ties are everywhere and the point index decides, in several of its digits.
+    generator = torch.Generator().manual_seed(12)
+    scores = (torch.rand(points, objects, generator=generator) * 5).round() / 4
+    k = torch.randint(-1, max(points // 2, 2), (objects,), generator=generator)
+    areas = torch.randint(1, 4, (objects,), generator=generator).float()
+    check_parity(run, "topk_per_object", scores, k, areas)
+    check_parity(run, "topk_per_object", scores.T.contiguous().T.half(), k, areas)
+
+
+def test_topk_of_more_objects_than_the_blocks_of_one_launch(run):
+    generator = torch.Generator().manual_seed(13)
+    scores = torch.rand(12, 64 * 32 + 40, generator=generator)
+    scores[torch.arange(12), 2047 + torch.arange(12)] = 2.0
+    k = torch.ones(scores.shape[1], dtype=torch.int64)
+    found = check_parity(run, "topk_per_object", scores, k, torch.rand(scores.shape[1], generator=generator))
+    assert found.tolist() == list(range(2047, 2059))
+
+
+@pytest.mark.parametrize(("scores", "k", "areas", "expected"), TOPK_CASES.values(), ids=TOPK_CASES.keys())
+def test_topk_case(run, scores, k, areas, expected):
+    arguments = torch.tensor(scores), torch.tensor(k), torch.tensor(areas, dtype=torch.float32)
+    assert run("topk_per_object", *arguments).tolist() == expected
+
+
+@settings(max_examples=25)
+@given(scenes(), st.sampled_from([0.0, 0.5, 1.5]), st.booleans(), st.sampled_from([0, 3]))
+def test_any_scene(on_host_threads, scene, center_radius, level_gate, min_points):
+    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points}
+    check_parity(on_host_threads, "mutual_guidance_assign", *arguments_of(scene, **changed))
+
+
+@needs_gpu
+@given(scenes(), st.sampled_from([0.0, 0.5, 1.5]), st.booleans(), st.sampled_from([0, 3]))
+def test_any_scene_on_a_gpu(scene, center_radius, level_gate, min_points):
+    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points}
+    check_parity(on_gpu, "mutual_guidance_assign", *arguments_of(scene, **changed))
+
+
+def test_too_many_levels(run):
+    grid = PointGrid.for_image((16, 16), strides=(8,) * 17, ranges=((0, 9),) * 17)
+    with pytest.raises(ValueError, match="grid: expected at most 16 levels on CUDA, got 17"):
+        run("fcos_assign", torch.rand(1, 4), None, [1], *grid.arguments, 1.5)
