@@ -54,6 +54,13 @@ math: $(installed)
 	@.venv/bin/cmake --preset release > build/configure.log || { cat build/configure.log; exit 1; }
 	@.venv/bin/cmake --build build/release -- --quiet
 
+# From ptxas' report of each kernel compiled; one that spills ends the build.
+define kernel_resources
+/Compiling entry function/ { match($$0, /[a-z_]+_kernel/); name = substr($$0, RSTART, RLENGTH); split($$0, part, "'"); arch = part[4] }
+/ptxas info *: Used/ { sub(/.*: Used/, ""); sub(/, used [0-9]+ barriers/, ""); print "  " name " " arch ":" $$0 }
+endef
+export kernel_resources
+
 # --force because setuptools looks at the sources only: with it a changed header counts too, and ninja
 # still compiles no more than it must.
 $(library): $(sources) $(installed) $(settings)
@@ -62,6 +69,7 @@ $(library): $(sources) $(installed) $(settings)
 	@mkdir -p build
 	@.venv/bin/python setup.py -q build_ext --inplace --force > build/setup.log 2>&1 || { cat build/setup.log; exit 1; }
 	@sed -n '/^mgassign: /p' build/setup.log
+	@awk "$$kernel_resources" build/setup.log | sort
 
 # The two files below change only when their content does, so nothing that follows from them is done in vain.
 wanted = { echo $(PACKAGES); cat $(CONSTRAINTS); }

@@ -218,7 +218,9 @@ def parse_arguments() -> argparse.Namespace:
     option("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
     option("--repeats", type=int, default=1000, help="most timed calls per measurement (default: 1000)")
     option("--budget", type=float, default=5, metavar="S", help="seconds of timed calls per measurement (default: 5)")
-    option("--device", choices=["cpu"], default="cpu", help="where to run (default: cpu)")
+    option(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu; cuda: see bench_cuda.py)"
+    )
     option("--json", type=Path, metavar="FILE", help="write machine, versions and all figures there")
     option("--job", nargs="+", help=argparse.SUPPRESS)  # what a child process is started for
     args = parser.parse_args()
@@ -234,6 +236,8 @@ def parse_arguments() -> argparse.Namespace:
         wrong = f"--data: scenario R needs a folder with {COCO_BOXES}, got {args.data}"
     elif args.json and not args.json.absolute().parent.is_dir():
         wrong = f"--json: no folder {args.json.parent}"
+    elif args.device == "cuda" and (mgassign._library.cuda_library is None or not torch.cuda.is_available()):
+        wrong = f"--device: no CUDA: {mgassign._library.no_cuda_reason or 'torch finds no GPU'}"
     elif min(args.threads, args.repeats) < 1 or args.budget <= 0:
         wrong = "--threads, --repeats, --budget: expected above 0"
     if wrong:
@@ -254,6 +258,13 @@ def main() -> int:
         print(json.dumps(do_job(args)))
         return 0
     run = describe_run(args)
+    if args.device == "cuda":
+        import bench_cuda
+
+        code, measured = bench_cuda.run(args, run)
+        if args.json and code == 0:
+            write_json(args.json, measured)
+        return code
     scenarios: dict[str, Any] = {name: {"check": run_job(args, name, "check")} for name in args.scenarios}
     for name, scenario in scenarios.items():
         if wrong := scenario["check"].get("failed") or scenario["check"]["wrong"]:

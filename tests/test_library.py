@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,15 @@ def test_opcheck(requires_grad):
 
 @pytest.mark.parametrize("name", _library.OPERATORS)
 def test_every_operator_has_its_kernels(name):
-    for key in ("CPU", "Meta", "Autograd"):
+    for key in ("CPU", "CUDA", "Meta", "Autograd"):  # under CUDA at least the one that says why there is none
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mgassign::{name}", key), key
+
+
+@pytest.mark.skipif(os.environ.get("MGASSIGN_CUDA") != "1", reason="CUDA kernels are not asked for: MGASSIGN_CUDA=1")
+def test_cuda_kernels_are_there_when_asked_for():
+    assert _library.cuda_library is not None, _library.no_cuda_reason
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+    assert {f"mgassign::{name}" for name in _library.OPERATORS} <= set(registered)
 
 
 def test_nothing_requires_grad():

@@ -20,7 +20,7 @@ struct Pairs {
   float* amplified;  // [P, G]
 };
 
-__global__ void __launch_bounds__(kThreads) amplify_kernel(const __grid_constant__ Pairs p) {
+__global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __grid_constant__ Pairs p) {
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (pair >= p.count) return;
   const auto [j, g] = split_pair(pair, p.num_objects);
@@ -54,7 +54,7 @@ Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, st
   const Pairs pairs{
       Levels(grid), gt_boxes.const_data_ptr<float>(), FloatView<2>(probs), count,
       num_objects,  static_cast<float>(sigma),        level_gate,          result.mutable_data_ptr<float>()};
-  if (count > 0) queue.launch(amplify_kernel, dim3(blocks_for(count, kThreads)), kThreads, pairs);
+  if (count > 0) queue.launch(amplified_centerness_kernel, dim3(blocks_for(count, kThreads)), kThreads, pairs);
   return result;
 }
 

@@ -16,7 +16,7 @@ struct Pairs {
   float* iou;  // [P, G]
 };
 
-__global__ void __launch_bounds__(kThreads) iou_kernel(const __grid_constant__ Pairs p) {
+__global__ void __launch_bounds__(kThreads) box_iou_kernel(const __grid_constant__ Pairs p) {
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (pair >= p.count) return;
   const auto [j, g] = split_pair(pair, p.num_objects);
@@ -34,7 +34,7 @@ Tensor box_iou_cuda(const Tensor& boxes, const Tensor& gt_boxes) {
   const int64_t num_objects = gt_boxes.size(0), count = boxes.size(0) * num_objects;
   Tensor result = new_tensor(boxes, {boxes.size(0), num_objects}, ScalarType::Float);
   const Pairs pairs{FloatView<2>(boxes), FloatView<2>(gt_boxes), count, num_objects, result.mutable_data_ptr<float>()};
-  if (count > 0) queue.launch(iou_kernel, dim3(blocks_for(count, kThreads)), kThreads, pairs);
+  if (count > 0) queue.launch(box_iou_kernel, dim3(blocks_for(count, kThreads)), kThreads, pairs);
   return result;
 }
 

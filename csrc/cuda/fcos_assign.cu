@@ -22,7 +22,7 @@ struct Assignment {
   unsigned long long* num_points;  // [N], zeros
 };
 
-__global__ void __launch_bounds__(kThreads) assign_kernel(const __grid_constant__ Assignment a) {
+__global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_constant__ Assignment a) {
   const int lane = threadIdx.x % kWarp;
   const int64_t image = a.objects.first_image + blockIdx.y;
   const ObjectRows::Rows rows = a.objects.of(image);
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, std::optiona
                         reinterpret_cast<unsigned long long*>(counts)};
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     assignment.objects = rows;
-    queue.launch(assign_kernel, dim3(blocks_for(tiles_of(grid), kWarps), images), kThreads, assignment);
+    queue.launch(fcos_assign_kernel, dim3(blocks_for(tiles_of(grid), kWarps), images), kThreads, assignment);
   });
   return {original, num_points};
 }

@@ -82,7 +82,7 @@ __device__ void write_standing(const Standing& standing, int64_t at, int64_t fir
   count_standing(standing.count + first_row, champion.index, lane);
 }
 
-__global__ void __launch_bounds__(kThreads) compete_kernel(const __grid_constant__ Competition c) {
+__global__ void __launch_bounds__(kThreads) mutual_guidance_compete_kernel(const __grid_constant__ Competition c) {
   enum { kByBox, kByClass, kOriginal, kContests };
   __shared__ Champion found[kContests][kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   const unsigned blocks = std::max(1u, blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps));
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     competition.objects = rows;
-    queue.launch(compete_kernel, dim3(blocks, images), kThreads, competition);
+    queue.launch(mutual_guidance_compete_kernel, dim3(blocks, images), kThreads, competition);
   });
   launch_selection(queue,
                    {num_points,

@@ -69,7 +69,7 @@ __device__ uint64_t kth_largest(const uint64_t* keys, int32_t n, int32_t k, int3
   }
 }
 
-__global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ Selection s) {
+__global__ void __launch_bounds__(kThreads) topk_select_kernel(const __grid_constant__ Selection s) {
   __shared__ int32_t begin_of[kObjects], end_of[kObjects];  // of the segment; while it fills, up to where
   __shared__ int32_t digits[kWarps][kDigits];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -144,7 +144,7 @@ __device__ void meet_from(Champion& champion, const Champion& other, int step) {
   if (index >= 0) champion.meet(score, area, index);
 }
 
-__global__ void __launch_bounds__(kThreads) compete_kernel(const __grid_constant__ Competition c) {
+__global__ void __launch_bounds__(kThreads) topk_compete_kernel(const __grid_constant__ Competition c) {
   const int lane = threadIdx.x % kWarp;
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (j >= c.num_points) return;
@@ -169,7 +169,7 @@ void launch_selection(const Queue& queue, Selection selection, const ObjectBatch
   const unsigned groups = std::min(kMostGroups, blocks_for(objects.largest_image(), kObjects));
   objects.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     selection.objects = rows;
-    queue.launch(select_kernel, dim3(groups, images, num_tasks), kThreads, selection);
+    queue.launch(topk_select_kernel, dim3(groups, images, num_tasks), kThreads, selection);
   });
 }
 
@@ -193,7 +193,7 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   int64_t* const chosen = owners.mutable_data_ptr<int64_t>();
   const Competition competition{
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
-  queue.launch(compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
+  queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
   launch_selection(
       queue,
       {num_points, {standing}, {chosen}, {segments}, filled, k.const_data_ptr<int64_t>(), nullptr, 0, nullptr, 1, {}},
