@@ -62,9 +62,9 @@ inline void check_same_device(const Tensor& tensor, const Tensor& other, const c
 inline Tensor new_tensor(const Tensor& beside, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const int64_t strides[] = {sizes.size() == 2 ? *(sizes.begin() + 1) : 1, 1};
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
                                dtype == ScalarType::Long ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32(),
                                device_type, beside.get_device_index(), &handle));

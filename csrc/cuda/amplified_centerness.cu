@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
   int l = 0;
   while (l + 1 < p.levels.count && j >= p.levels.level[l + 1].first_point) ++l;
   const Level& level = p.levels.level[l];
-  const int64_t in_level = j - level.first_point;
-  const float x = level.coordinate(in_level % level.width), y = level.coordinate(in_level / level.width);
+  const uint32_t in_level = static_cast<uint32_t>(j - level.first_point), width = static_cast<uint32_t>(level.width);
+  const float x = level.coordinate(in_level % width), y = level.coordinate(in_level / width);
   const Box box = object_box(p.gt_boxes, g);
   float score = 0.0f;
   if (is_valid(box) && strictly_inside(x, y, box)) {

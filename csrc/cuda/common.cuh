@@ -11,6 +11,8 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+
+#include <string>
 // Where the kernels of a file are registered.
 #define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign, CUDA, m)
 #else
@@ -26,22 +28,26 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 #if defined(__CUDACC__)
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("mgassign: CUDA: ") + cudaGetErrorString(error));
+}
+
 // The current stream of a tensor's device. That device is the current one for as long as this lives.
 class Queue {
  public:
   explicit Queue(const Tensor& beside) : device_(beside.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
   template <typename Task>
   void launch(void (*kernel)(Task), dim3 blocks, int threads, const Task& task) const {
     kernel<<<blocks, threads, 0, stream_>>>(task);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    check_cuda(cudaGetLastError());
   }
 
-  void zero(void* at, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(at, 0, bytes, stream_)); }
+  void zero(void* at, int64_t bytes) const { check_cuda(cudaMemsetAsync(at, 0, bytes, stream_)); }
 
  private:
   torch::stable::accelerator::DeviceGuard device_;

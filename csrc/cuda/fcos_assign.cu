@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
   const int lane = threadIdx.x % kWarp;
   const int64_t image = a.objects.first_image + blockIdx.y;
   const ObjectRows::Rows rows = a.objects.of(image);
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const uint32_t tile = blockIdx.x * kWarps + threadIdx.x / kWarp;
   const Place place = place_of(a.levels, tile, lane);
   const Level& level = a.levels.level[place.level];
 

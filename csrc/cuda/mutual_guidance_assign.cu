@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) mutual_guidance_compete_kernel(const
   const int part = warp % c.warps_per_tile;
   const int64_t image = c.objects.first_image + blockIdx.y;
   const ObjectRows::Rows rows = c.objects.of(image);
-  const int64_t tile = (static_cast<int64_t>(blockIdx.x) * kWarps + warp) / c.warps_per_tile;
+  const uint32_t tile = (blockIdx.x * kWarps + warp) / c.warps_per_tile;
   const Place place = place_of(c.levels, tile, lane);
   const Level& level = c.levels.level[place.level];
 
