@@ -110,7 +110,7 @@ def least_bytes(operator: str, inputs: Inputs) -> int:
 
 
 def count_launches(call: Call) -> int | None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
         call()
         torch.cuda.synchronize()
     on_gpu = [event for event in profile.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
