@@ -23,10 +23,11 @@ struct Assignment {
 };
 
 __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_constant__ Assignment a) {
-  const int lane = threadIdx.x % kWarp;
+  __shared__ Object objects[kWarps][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t image = a.objects.first_image + blockIdx.y;
   const ObjectRows::Rows rows = a.objects.of(image);
-  const uint32_t tile = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  const uint32_t tile = blockIdx.x * kWarps + warp;
   const Place place = place_of(a.levels, tile, lane);
   const Level& level = a.levels.level[place.level];
 
@@ -37,10 +38,13 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
       mine.box = object_box(a.gt_boxes, rows.first + mine.index);
       mine.area = area_of(mine.box);
     }
+    __syncwarp();  // no lane still looks at the ones before
+    objects[warp][lane] = mine;
+    __syncwarp();
     const bool may_hold = is_valid(mine.box) && touches(place.tile, mine.box) &&
                           level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
     for (unsigned left = __ballot_sync(kAllLanes, may_hold); left; left &= left - 1)
-      meet_original(champion, a.levels, a.sampling, place, mine.from_lane(__ffs(left) - 1));
+      meet_original(champion, a.levels, a.sampling, place, objects[warp][__ffs(left) - 1]);
   }
   if (!place.exists) return;
   a.original[image * a.points_per_image + place.point] = champion.index;

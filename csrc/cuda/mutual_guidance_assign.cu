@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kWarps = 8;  // of a block
 constexpr int kThreads = kWarps * kWarp;
+constexpr int kBlocks = 4;  // on a multiprocessor: leaves the 64 registers a thread needs
 
 struct Competition {
   Levels levels;
@@ -82,8 +83,10 @@ __device__ void write_standing(const Standing& standing, int64_t at, int64_t fir
   count_standing(standing.count + first_row, champion.index, lane);
 }
 
-__global__ void __launch_bounds__(kThreads) mutual_guidance_compete_kernel(const __grid_constant__ Competition c) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    mutual_guidance_compete_kernel(const __grid_constant__ Competition c) {
   enum { kByBox, kByClass, kOriginal, kContests };
+  __shared__ Object objects[kWarps][kWarp];
   __shared__ Champion found[kContests][kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int part = warp % c.warps_per_tile;
@@ -116,16 +119,21 @@ __global__ void __launch_bounds__(kThreads) mutual_guidance_compete_kernel(const
       if (tile == 0) c.least_points[row] = takes_part ? c.min_points : 0;
     }
 
+    __syncwarp();  // no lane still looks at the ones before
+    objects[warp][lane] = mine;
+    __syncwarp();
+
     const bool may_overlap = takes_part && touches(bounds, mine.box);
     for (unsigned left = __ballot_sync(kAllLanes, may_overlap); left; left &= left - 1) {
-      const Object object = mine.from_lane(__ffs(left) - 1);
-      champion[kByBox].meet(iou_of(predicted, predicted_area, object.box, object.area), object.area, object.index);
+      const Object& object = objects[warp][__ffs(left) - 1];
+      const Overlap overlap = overlap_of(predicted, predicted_area, object.box, object.area);
+      if (overlap.may_reach(champion[kByBox].score)) champion[kByBox].meet(overlap.iou(), object.area, object.index);
     }
 
     const bool right_size = level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
     const bool may_hold = takes_part && touches(place.tile, mine.box) && (right_size || !c.level_gate);
     for (unsigned left = __ballot_sync(kAllLanes, may_hold); left; left &= left - 1) {
-      const Object object = mine.from_lane(__ffs(left) - 1);
+      const Object& object = objects[warp][__ffs(left) - 1];
       meet_original(champion[kOriginal], c.levels, c.sampling, place, object);
       champion[kByClass].meet(amplified(c, logits, place, object), object.area, object.index);
     }
@@ -152,9 +160,10 @@ __global__ void __launch_bounds__(kThreads) mutual_guidance_compete_kernel(const
   write_standing(c.by_class, at, rows.first, place.exists, champion[kByClass], lane);
 }
 
-// How many warps share a tile's objects: enough to keep a large GPU busy, none idle for lack of objects.
+// How many warps share a tile's objects: enough to keep a large GPU busy even where objects crowd into a few
+// tiles, none idle for lack of objects.
 int warps_per_tile(int64_t tiles, int64_t objects_per_image) {
-  constexpr int64_t kEnoughWarps = 4096;
+  constexpr int64_t kEnoughWarps = 16384;
   int warps = 1;
   while (warps < kWarps && tiles * warps < kEnoughWarps && warps * kWarp < objects_per_image) warps *= 2;
   return warps;

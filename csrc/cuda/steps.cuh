@@ -142,20 +142,13 @@ __device__ inline bool touches(const Box& a, const Box& b) {
   return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1;
 }
 
-// An object on its way through a warp.
-struct Object {
+// An object on its way through a warp: each lane reads one into shared memory, from where all lanes take it. One
+// wide read for all, where a shuffle would be one for each member.
+struct alignas(16) Object {
   Box box;
   float area;
   int32_t index;  // within its image
   int32_t label;  // -1 where there is no such class
-
-  __device__ Object from_lane(int lane) const {
-    return {{__shfl_sync(kAllLanes, box.x1, lane), __shfl_sync(kAllLanes, box.y1, lane),
-             __shfl_sync(kAllLanes, box.x2, lane), __shfl_sync(kAllLanes, box.y2, lane)},
-            __shfl_sync(kAllLanes, area, lane),
-            __shfl_sync(kAllLanes, index, lane),
-            __shfl_sync(kAllLanes, label, lane)};
-  }
 };
 
 // Four reads, not one of 16 bytes: a view into a larger buffer need not be aligned to that.
