@@ -113,6 +113,27 @@ def test_a_level_is_only_skipped_where_no_point_inside_could_be_accepted(x1, wid
             assert math.may_accept_inside(lo, hi, x2 - x1, F32(0.5))
 
 
+@pytest.mark.parametrize("scale", [2.0**e for e in (-74, -66, -40, 0, 8, 50, 62)])
+def test_a_division_is_only_spared_where_the_overlap_is_too_small(scale):
+    # From areas that are not even numbers with all their digits to areas that overflow.
+    random = np.random.default_rng(0)
+    corners = random.random((8, 500_000)) * scale
+    corners[2:4] = corners[:2] + random.random((2, 500_000)) * scale
+    corners[6:] = corners[4:6] + random.random((2, 500_000)) * scale
+    boxes = [side.astype(F32) for side in corners]
+    valid = np.logical_and.reduce([boxes[i + 2] > boxes[i] for i in (0, 1, 4, 5)])
+    boxes = [side[valid] for side in boxes]
+    iou = math.iou(*boxes)
+    assert (iou > 0).any() or scale > 2**60
+    assert math.may_reach(*boxes, iou)[iou > 0].all()
+    for factor in (0.0, 0.9, 0.99999, 1.0000001, 1.001, 2.0):
+        score = (iou * F32(factor)).astype(F32)
+        spared = ~math.may_reach(*boxes, score)
+        assert (iou[spared] <= score[spared]).all()
+    if 2**-40 <= scale <= 2**50:
+        assert not math.may_reach(*boxes, (iou * F32(1.001)).astype(F32))[iou > 1e-3].any()
+
+
 def test_orders_are_total():
     nan = float("nan")
     ranked = [(1.0, 3), (2.0, 0), (2.0, 1), (nan, 0), (nan, 2)]

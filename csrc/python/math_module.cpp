@@ -47,6 +47,11 @@ PYBIND11_MODULE(mgassign_math, m) {
           const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
           return is_valid(a) && is_valid(b) ? iou_of(a, area_of(a), b, area_of(b)) : 0.0f;
         }));
+  m.def("may_reach", py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2,
+                                      float by2, float score) {
+          const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
+          return overlap_of(a, area_of(a), b, area_of(b)).may_reach(score);
+        }));
 
   m.def("exp_first_decrease", [](float begin, float end) { return first_decrease(begin, end, exp_f32); });
   m.def("log_first_decrease", [](float begin, float end) { return first_decrease(begin, end, log_f32); });
