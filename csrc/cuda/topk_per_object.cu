@@ -15,6 +15,7 @@ namespace {
 constexpr int kWarps = 16;  // of a block
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kObjects = kWarp;  // of a block: one a lane where their segments are laid out
+constexpr int kAtOnce = 4;       // reads in flight of a thread that gathers
 constexpr int kDigits = 256;
 constexpr int kDigitBits = 8;
 
@@ -97,18 +98,26 @@ __global__ void __launch_bounds__(kThreads) topk_select_kernel(const __grid_cons
     }
     __syncthreads();
 
-    for (int64_t base = 0; base < s.num_points; base += kThreads) {
-      const int64_t j = base + threadIdx.x;
-      const int64_t mine = j < s.num_points ? owner[j] - group : -1;
-      const bool wanted = mine >= 0 && mine < kObjects;
-      const int32_t object = wanted ? static_cast<int32_t>(mine) : -1;
-      const unsigned alike = __match_any_sync(kAllLanes, object);
-      const int leader = __ffs(alike) - 1;
-      int32_t slot = 0;
-      if (wanted && lane == leader) slot = atomicAdd(&end_of[object], __popc(alike));
-      slot = __shfl_sync(kAllLanes, slot, leader) + __popc(alike & ((1u << lane) - 1));
-      // Offsets that decrease let images share objects, whose counts are then too high for either.
-      if (wanted && slot < s.num_points) segments[slot] = rank_key(score[j], j);
+    for (int64_t base = threadIdx.x; base - threadIdx.x < s.num_points; base += kAtOnce * kThreads) {
+      int64_t mine[kAtOnce];
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t j = base + i * kThreads;
+        mine[i] = j < s.num_points ? owner[j] - group : -1;
+      }
+      for (int i = 0; i < kAtOnce; ++i) {
+        const bool wanted = mine[i] >= 0 && mine[i] < kObjects;
+        if (__ballot_sync(kAllLanes, wanted) == 0) continue;
+        // Points of one object take their places together.
+        const int32_t object = wanted ? static_cast<int32_t>(mine[i]) : -1;
+        const unsigned alike = __match_any_sync(kAllLanes, object);
+        const int leader = __ffs(alike) - 1;
+        int32_t slot = 0;
+        if (wanted && lane == leader) slot = atomicAdd(&end_of[object], __popc(alike));
+        slot = __shfl_sync(kAllLanes, slot, leader) + __popc(alike & ((1u << lane) - 1));
+        // Offsets that decrease let images share objects, whose counts are then too high for either.
+        const int64_t j = base + i * kThreads;
+        if (wanted && slot < s.num_points) segments[slot] = rank_key(score[j], j);
+      }
     }
     __syncthreads();
 
