@@ -207,6 +207,8 @@ def save(figure: Figure, output: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed: expected from 0 to 2**63 - 1, got {args.seed}")
     generator = torch.Generator().manual_seed(args.seed)
     if (args.image is None) != (args.annotation is None):
         raise InputError("--image and --annotation go together")
