@@ -1,0 +1,124 @@
+"""Scores a trained model: the paper's AP and, with --coco, COCO's; for each class and on the whole.
+
+    python examples/fcos/evaluate.py runs/mutual/last.pt --data VOC2007:test
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+from tqdm import tqdm
+
+from data import Record, load_image, read_splits
+from metrics import Detections, Scores, Truth, coco_ap, voc_ap
+from model import FCOS, Predictions
+from runs import HelpFormatter, UserError, command, join_world, load_checkpoint, positive, write_json
+
+MIN_SCORE, MAX_OVERLAP, MOST, MOST_BEFORE = 0.05, 0.5, 100, 1000
+
+
+def select(predictions: Predictions, size: int) -> list[Detections]:
+    """What is found in each image: score is class times centerness; NMS class by class; boxes in pixels of the input."""
+    found = []
+    for logits, boxes, centerness in zip(*predictions, strict=True):
+        scores = (logits.sigmoid() * centerness.sigmoid()[:, None]).flatten()
+        scores, order = scores.topk(min(MOST_BEFORE, len(scores)))
+        order, scores = order[scores > MIN_SCORE], scores[scores > MIN_SCORE]
+        labels = order % logits.shape[1]
+        chosen = clip_boxes_to_image(boxes[order // logits.shape[1]], (size, size))
+        kept = batched_nms(chosen, scores, labels, MAX_OVERLAP)[:MOST]
+        found.append(Detections(chosen[kept], scores[kept], labels[kept]))
+    return found
+
+
+@torch.inference_mode()
+def detect(
+    model: FCOS, records: Sequence[Record], batch: int, device: torch.device, images: Tensor | None = None
+) -> list[Detections]:
+    """Runs a model over a set; boxes in pixels of each image as its file has it.
+
+    Args:
+        images: All of them, uint8 [N, 3, size, size], where they are decoded already.
+    """
+    model.eval()
+    found: list[Detections] = []
+    for start in tqdm(range(0, len(records), batch), "detecting", disable=None, leave=False):
+        part = records[start : start + batch]
+        if images is None:
+            pixels = torch.stack([load_image(record.image, model.size) for record in part])
+        else:
+            pixels = images[start : start + batch]
+        predictions = model(pixels.to(device).float() / 255)
+        for record, (boxes, scores, labels) in zip(part, select(predictions, model.size), strict=True):
+            scale = (torch.tensor(record.size) / model.size).repeat(2)
+            found.append(Detections(boxes.cpu() * scale, scores.cpu(), labels.cpu()))
+    return found
+
+
+def truths_of(records: Sequence[Record]) -> list[Truth]:
+    return [Truth(record.boxes, record.labels, record.difficult) for record in records]
+
+
+def load_model(path: Path, device: torch.device) -> tuple[FCOS, list[str], dict[str, Any]]:
+    """A trained model from a checkpoint, with its classes and the settings it was trained with."""
+    state = load_checkpoint(path)
+    model = FCOS(len(state["classes"]), **state["model_settings"])
+    model.load_state_dict(state["model"])
+    return model.to(device).eval(), state["classes"], state["config"]
+
+
+def as_percent(scores: Scores) -> dict[str, float]:
+    """AP, AP50, AP75 as the tables give them."""
+    return {name: round(100 * getattr(scores, name.lower()), 2) for name in ("AP", "AP50", "AP75")}
+
+
+def table(scores: Scores, classes: Sequence[str], title: str) -> str:
+    """A line for each class, then the mean."""
+    of_class = 100 * scores.per_class[:, [0, 5]]
+    rows = [
+        (name, 100 * float(per.mean()), *of.tolist())
+        for name, per, of in zip(classes, scores.per_class, of_class, strict=True)
+    ]
+    rows.append(("mean", *as_percent(scores).values()))
+    width = max(len(title), *(len(row[0]) for row in rows))
+    lines = [f"{title:{width}}     AP   AP50   AP75"]
+    lines += [f"{name:{width}}  {ap:5.1f}  {ap50:5.1f}  {ap75:5.1f}" for name, ap, ap50, ap75 in rows]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="last.pt or best.pt of a run folder")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="images to score it on")
+    parser.add_argument("--coco", action="store_true", help="also COCO's AP; needs pycocotools")
+    parser.add_argument("--json", type=Path, help="write the scores there too")
+    parser.add_argument("--batch", type=positive, default=16, help="images at a time")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(arguments)
+    with join_world(args.device) as world:
+        if world.size > 1:
+            raise UserError("runs in one process; start it without torchrun")
+        model, classes, _ = load_model(args.checkpoint, world.device)
+        records, _ = read_splits(args.data, classes)
+        found = detect(model, records, args.batch, world.device)
+    metrics = {"voc": voc_ap} | ({"coco": coco_ap} if args.coco else {})
+    results: dict[str, Any] = {"checkpoint": str(args.checkpoint), "data": args.data, "images": len(records)}
+    for name, metric in metrics.items():
+        scores = metric(truths_of(records), found, len(classes))
+        print(table(scores, classes, "VOC 2007's, IoU .50:.95" if name == "voc" else "COCO's"))
+        per_class = (100 * scores.per_class).round(decimals=2)
+        results[name] = as_percent(scores) | {"per_class": dict(zip(classes, per_class.tolist(), strict=True))}
+    if args.json:
+        write_json(args.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
