@@ -1,0 +1,103 @@
+"""What share of a training step assignment takes: for mgassign, and for the plain PyTorch reference in its place.
+
+    python examples/fcos/profile_step.py --data VOC2007:trainval --batch 32
+
+Measured by the torch profiler on whole steps: changes to the images, network, assignment, losses, gradients, optimizer.
+On a GPU both are kernel times. The reference handles one image, so for a batch it runs image by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from data import TrainingSet, load_images, read_splits
+from drawn import default_set
+from mgassign import Assignment, PointGrid, reference
+from runs import HelpFormatter, command, join_world, write_json
+from train import Trainer, parse
+
+
+def assign_by_reference(
+    grid: PointGrid, pred_boxes: Tensor, pred_logits: Tensor, boxes: Tensor, labels: Tensor, **settings: Any
+) -> Assignment:
+    """``mgassign.reference`` for padded objects: image by image, put together."""
+    images = []
+    for image in range(len(boxes)):
+        real = labels[image] >= 0
+        objects = boxes[image][real], labels[image][real]
+        images.append(
+            reference.mutual_guidance_assign(
+                grid, pred_boxes[image].detach(), pred_logits[image].detach(), *objects, **settings
+            )
+        )
+    *owners, num_points = zip(*images, strict=True)
+    return Assignment(*(torch.stack(owner) for owner in owners), torch.cat(num_points))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=HelpFormatter, usage="%(prog)s [options] [-- OPTIONS OF train.py]"
+    )
+    parser.add_argument("--data", nargs="+", metavar="FOLDER:SPLIT", help="images to train on; default: the drawn set")
+    parser.add_argument("--steps", type=int, default=10, help="steps to measure, after three to warm up")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    args, passed_on = parser.parse_args(arguments[:split]), arguments[split + 1 :]
+    settings = parse(["profile", *passed_on])
+    results: dict[str, Any] = {}
+    with join_world(settings.device) as world:
+        cuda = world.device.type == "cuda"
+        records, classes = read_splits(args.data or [f"{default_set()}:train"])
+        cached = load_images(records, settings.size, world.device)
+        dataset = TrainingSet(records, settings.size, decode=False)
+        for name in ("mgassign", "reference"):
+            trainer = Trainer(settings, classes, 1000, world)
+            if name == "reference":
+                trainer.criterion.assign = assign_by_reference
+            shares, steps, assignments = [], [], []
+            epoch = 0
+            while trainer.step < args.steps + 3:
+                for batch in dataset.epoch(epoch, seed=settings.seed, batch=settings.batch):
+                    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+                    with profile(activities=activities) as profiler, record_function("step"):
+                        trainer.train_step(batch, cached)
+                        if cuda:
+                            torch.cuda.synchronize()
+                    spans = {event.key: event for event in profiler.key_averages()}
+                    step, assignment = (
+                        (spans[key].device_time_total if cuda else spans[key].cpu_time_total) / 1000
+                        for key in ("step", "assignment")
+                    )
+                    if trainer.step > 3:
+                        steps.append(step)
+                        assignments.append(assignment)
+                        shares.append(100 * assignment / step)
+                    if trainer.step == args.steps + 3:
+                        break
+                epoch += 1
+            results[name] = {
+                "step_ms": round(statistics.median(steps), 2),
+                "assignment_ms": round(statistics.median(assignments), 3),
+                "share_percent": round(statistics.median(shares), 3),
+            }
+            print(
+                f"{name}: assignment {results[name]['assignment_ms']} ms of a step of {results[name]['step_ms']} ms: "
+                f"{results[name]['share_percent']} % (medians of {args.steps} steps)"
+            )
+    if args.json:
+        setup = {"torch": torch.__version__, "threads": torch.get_num_threads(), "options": passed_on}
+        write_json(args.json, setup | {"data": args.data} | results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
