@@ -28,7 +28,12 @@ from model import BACKBONES
 from runs import HelpFormatter, UserError, command, join_world, write_file, write_json
 
 MEASURES = ("AP", "AP50", "AP75")
-NAMES = {"original": "original", "l2c": "Localize to Classify", "c2l": "Classify to Localize", "mutual": "Mutual Guidance"}
+NAMES = {
+    "original": "original",
+    "l2c": "Localize to Classify",
+    "c2l": "Classify to Localize",
+    "mutual": "Mutual Guidance",
+}
 
 
 def train_one(run: Path, options: list[str]) -> None:
@@ -37,7 +42,9 @@ def train_one(run: Path, options: list[str]) -> None:
     Raises:
         SystemExit: with the code of a training that did not finish.
     """
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("train.py")), str(run), "--resume", *options])
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("train.py")), str(run), "--resume", *options]
+    )
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         code = process.wait()
@@ -126,7 +133,7 @@ def markdown(summaries: dict[str, dict[str, Any]]) -> str:
                 if "half_interval" in entry["AP"]:
                     difference += f" ± {entry['AP']['half_interval']:.1f}"
             lines.append("| " + " | ".join([*cells, difference]) + " |")
-    note = "Mean ± standard deviation over seeds; difference from the original strategy with the same seeds, ± half its 95 % interval (Student's t)."  # noqa: E501
+    note = "Mean ± standard deviation over seeds; difference from the original strategy with the same seeds, ± half its 95 % interval (Student's t)."
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
@@ -139,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", nargs="+", metavar="FOLDER:SPLIT", help="images to score on")
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=["resnet18"], help="one or more")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a training of each strategy for each")
-    parser.add_argument("--ablation", action="store_true", help="also Localize to Classify and Classify to Localize alone")
+    parser.add_argument(
+        "--ablation", action="store_true", help="also Localize to Classify and Classify to Localize alone"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)

@@ -72,7 +72,9 @@ def draw_scene(size: int, generator: Generator) -> tuple[Image.Image, list[tuple
     return image.resize((size, size), Image.Resampling.LANCZOS), objects
 
 
-def _annotation(size: int, objects: list[tuple[str, list[float], bool]]) -> ElementTree.ElementTree[ElementTree.Element]:
+def _annotation(
+    size: int, objects: list[tuple[str, list[float], bool]]
+) -> ElementTree.ElementTree[ElementTree.Element]:
     root = ElementTree.Element("annotation")
     dimensions = ElementTree.SubElement(root, "size")
     for key, value in (("width", size), ("height", size), ("depth", 3)):

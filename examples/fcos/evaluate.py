@@ -1,6 +1,6 @@
 """Scores a trained model: the paper's AP and, with --coco, COCO's; for each class and on the whole.
 
-    python examples/fcos/evaluate.py runs/mutual/last.pt --data VOC2007:test
+python examples/fcos/evaluate.py runs/mutual/last.pt --data VOC2007:test
 """
 
 from __future__ import annotations

@@ -117,9 +117,7 @@ class ExtraLevels(ExtraFPNBlock):
             nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(
-        self, results: list[Tensor], x: list[Tensor], names: list[str]
-    ) -> tuple[list[Tensor], list[str]]:
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         for i, conv in enumerate(self.convs):
             results.append(conv(torch.relu(results[-1])))
             names.append(f"extra{i}")

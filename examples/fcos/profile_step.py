@@ -22,7 +22,8 @@ from data import TrainingSet, load_images, read_splits
 from drawn import default_set
 from mgassign import Assignment, PointGrid, reference
 from runs import HelpFormatter, command, join_world, write_json
-from train import Trainer, parse
+from train import parse
+from trainer import Trainer
 
 
 def assign_by_reference(

@@ -16,29 +16,27 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from augment import apply_changes
-from data import Batch, TrainingSet, check_images, load_images, read_splits
+from data import Record, TrainingSet, check_images, load_images, read_splits
 from drawn import default_set
 from evaluate import as_percent, detect, truths_of
-from losses import ASSIGNERS, LOSSES, Criterion
+from losses import ASSIGNERS, LOSSES
 from metrics import voc_ap
-from model import BACKBONES, FCOS, IMAGENET_MEAN
+from model import BACKBONES
 from runs import HelpFormatter, RunFolder, UserError, World, command, join_world, load_checkpoint, positive, write_json
+from trainer import Trainer, learning_rate
 
-MODEL_SETTINGS = ("backbone", "size", "width", "head_convs", "norm")
-#: What may change from a start to the next: it says how to compute, not what.
+# What may change from a start to the next: it says how to compute, not what.
 FREE_SETTINGS = ("run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every")
 INTERRUPTED = 128 + signal.SIGTERM
 
@@ -96,84 +94,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over a tenth of the steps, at most 500; then half a cosine."""
-    warm_up = max(1, min(500, steps // 10))
-    return peak * min((step + 1) / warm_up, (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-class Trainer:
-    """Everything a step changes, and how it goes into a checkpoint."""
-
-    def __init__(self, args: argparse.Namespace, classes: Sequence[str], steps: int, world: World) -> None:
-        self.args, self.classes, self.steps, self.world = args, list(classes), steps, world
-        self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
-        torch.manual_seed(args.seed)
-        self.model = FCOS(len(classes), pretrained=args.pretrained and not args.resume, **self.model_settings)
-        self.model.to(world.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-        self.network: nn.Module = self.model
-        if world.size > 1:
-            if world.device.type == "cuda":
-                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            elif args.norm == "batch" and world.rank == 0:
-                print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
-            self.network = DistributedDataParallel(self.model)
-        self.run_network: Callable[..., Any] = torch.compile(self.network) if args.compile else self.network
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}], args.lr, weight_decay=args.weight_decay
-        )
-        self.criterion = Criterion(
-            self.model.grid, args.assigner, min_points=args.min_points, level_gate=args.level_gate
-        )
-        self.fill = torch.tensor(IMAGENET_MEAN, device=world.device)[:, None, None]
-        self.step, self.best = 0, -1.0
-
-    def train_step(self, batch: Batch, cached: Tensor | None) -> dict[str, Tensor]:
-        """One step on this process's images; the losses it returns are those of all processes."""
-        device, args = self.world.device, self.args
-        pixels = cached[batch.indices.to(cached.device)] if cached is not None else batch.images
-        assert pixels is not None
-        pixels, windows, colors, boxes, labels = (
-            part.to(device, non_blocking=True) for part in (pixels, *batch[2:])
-        )
-        images = apply_changes(pixels, windows, colors, self.fill)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, args.lr)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            predictions = self.run_network(images)
-        sums, counts = self.criterion(predictions, boxes, labels)
-        counts = self.world.sum(counts).clamp(min=1)
-        # Averaged over processes by DistributedDataParallel, hence the factor.
-        loss = (sums / counts).sum() * self.world.size
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
-        self.optimizer.step()
-        self.step += 1
-        losses = dict(zip(LOSSES, sums.detach() / counts, strict=True))
-        return losses | {"positives": counts[0], "box_positives": counts[2]}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "classes": self.classes,
-            "model_settings": self.model_settings,
-            "config": config_of(self.args),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
-
-
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that decide what comes out."""
     return {name: value for name, value in vars(args).items() if name not in FREE_SETTINGS}
@@ -218,6 +138,56 @@ def open_run(args: argparse.Namespace, world: World) -> tuple[RunFolder, dict[st
     return folder, state
 
 
+class Journal:
+    """What a run writes while it trains: metrics, curves, progress, checkpoints. Only the first process has one."""
+
+    def __init__(self, folder: RunFolder, trainer: Trainer, val: list[Record], cached_val: Tensor | None) -> None:
+        self.folder, self.trainer, self.val, self.cached_val = folder, trainer, val, cached_val
+        self.writer: Any = SummaryWriter(str(folder.path), purge_step=trainer.step + 1)
+        self.bar = tqdm(total=trainer.steps, initial=trainer.step, disable=None, unit="step")
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.clock, self.clock_step = perf_counter(), self.trainer.step
+
+    def add_losses(self, epoch: int, losses: dict[str, float]) -> None:
+        trainer, step = self.trainer, self.trainer.step
+        speed = (step - self.clock_step) * trainer.args.batch / (perf_counter() - self.clock)
+        self.restart_clock()
+        total = sum(losses[name] for name in LOSSES)
+        values = {"loss": total, **losses, "lr": learning_rate(step - 1, trainer.steps, trainer.args.lr)}
+        self.folder.add_metrics(step=step, epoch=epoch, **values, images_per_s=round(speed, 1))
+        self._add_curves("train", values)
+        self.bar.set_postfix(loss=f"{total:.3f}", refresh=False)
+
+    def add_scores(self, epoch: int) -> None:
+        """Scores the model on --val, and keeps it if it is the best so far."""
+        trainer = self.trainer
+        found = detect(trainer.model, self.val, trainer.args.batch, trainer.world.device, self.cached_val)
+        scores = as_percent(voc_ap(truths_of(self.val), found, len(trainer.classes)))
+        self.folder.add_metrics(step=trainer.step, epoch=epoch, val=scores)
+        self._add_curves("val", scores)
+        if scores["AP"] > trainer.best:
+            trainer.best = scores["AP"]
+            self.folder.save(self.folder.best, self.state())
+        named = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+        self.bar.write(f"epoch {epoch + 1}/{trainer.args.epochs}: {named}")
+
+    def _add_curves(self, kind: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, self.trainer.step)
+
+    def state(self) -> dict[str, Any]:
+        return self.trainer.state() | {"config": config_of(self.trainer.args)}
+
+    def save(self) -> None:
+        self.folder.save(self.folder.last, self.state())
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+
+
 def train(args: argparse.Namespace, world: World) -> int:
     if args.train is None:
         if world.size > 1 and not Path("runs/drawn").exists():
@@ -227,74 +197,69 @@ def train(args: argparse.Namespace, world: World) -> int:
     if args.batch % world.size:
         raise UserError(f"--batch {args.batch}: expected a multiple of the {world.size} processes")
     records, classes = read_splits(args.train)
-    val_records, _ = read_splits(args.val or (), classes)
+    val, _ = read_splits(args.val or (), classes)
     if len(records) < args.batch:
         raise UserError(f"--batch {args.batch}: there are only {len(records)} images to train on")
     if args.check_data:
-        check_images([*records, *val_records])
+        check_images([*records, *val])
     folder, state = open_run(args, world)
-    steps_of_epoch = len(records) // args.batch
-    trainer = Trainer(args, classes, steps_of_epoch * args.epochs, world)
-    if state:
-        trainer.restore(state)
+    steps_per_epoch = len(records) // args.batch
+    trainer = Trainer(args, classes, steps_per_epoch * args.epochs, world, state)
     if trainer.step == trainer.steps:
         print(f"{args.run}: finished already")
         return 0
     where = {"none": None, "ram": "cpu", "gpu": world.device}[args.cache]
     cached = load_images(records, args.size, where) if where else None
-    cached_val = load_images(val_records, args.size, where) if where and world.rank == 0 else None
+    cached_val = load_images(val, args.size, where) if where and world.rank == 0 else None
     dataset = TrainingSet(records, args.size, decode=cached is None)
+    journal = Journal(folder, trainer, val, cached_val) if world.rank == 0 else None
 
-    leader = world.rank == 0
-    writer = SummaryWriter(str(args.run), purge_step=trainer.step + 1) if leader else None
-    bar = tqdm(total=trainer.steps, initial=trainer.step, disable=None if leader else True, unit="step")
-    clock, last_step = perf_counter(), trainer.step
-    with stop_signals() as stopped:
-        for epoch in range(trainer.step // steps_of_epoch, args.epochs):
+    with stop_signals() as told_to_stop:
+        for epoch in range(trainer.step // steps_per_epoch, args.epochs):
             batches = dataset.epoch(
-                epoch, seed=args.seed, batch=args.batch, first_step=trainer.step % steps_of_epoch, rank=world.rank,
-                world=world.size, workers=args.workers, pin_memory=world.device.type == "cuda",
-            )  # fmt: skip
+                epoch,
+                seed=args.seed,
+                batch=args.batch,
+                first_step=trainer.step % steps_per_epoch,
+                rank=world.rank,
+                world=world.size,
+                workers=args.workers,
+                pin_memory=world.device.type == "cuda",
+            )
+            stop = False
             for batch in batches:
                 losses = trainer.train_step(batch, cached)
-                bar.update()
-                step, stop = trainer.step, stopped() and world.size == 1
-                if step % args.log_every == 0 or step == trainer.steps:
-                    values = {name: float(world.sum(losses[name])) for name in LOSSES}
-                    if not all(map(math.isfinite, values.values())):
-                        raise UserError(f"step {step}: the loss is no number any more ({values}); try a lower --lr")
-                    # Processes stop together, so they have to agree, and do so where they wait for each other anyway.
-                    stop = bool(world.sum(torch.tensor([float(stopped())], device=world.device)))
-                    speed = (step - last_step) * args.batch / (perf_counter() - clock)
-                    clock, last_step = perf_counter(), step
-                    if writer:
-                        values = {"loss": sum(values.values())} | values | {"lr": learning_rate(step - 1, trainer.steps, args.lr)}
-                        values |= {name: float(losses[name]) for name in ("positives", "box_positives")}
-                        folder.add_metrics(step=step, epoch=epoch, **values, images_per_s=round(speed, 1))
-                        for name, value in values.items():
-                            writer.add_scalar(f"train/{name}", value, step)
-                        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-                # An epoch's last step is followed by its score, so that going on does not skip that.
-                if stop and step % steps_of_epoch:
+                if journal:
+                    journal.bar.update()
+                if trainer.step % args.log_every == 0 or trainer.step == trainer.steps:
+                    numbers = {name: float(value) for name, value in losses.items()}
+                    if not all(map(math.isfinite, numbers.values())):
+                        raise UserError(
+                            f"step {trainer.step}: a loss is no number any more: {numbers}; try a lower --lr"
+                        )
+                    if journal:
+                        journal.add_losses(epoch, numbers)
+                    # Processes have to stop together, so they agree on it, here where they wait for the GPU anyway.
+                    stop = bool(world.sum(torch.tensor([float(told_to_stop())], device=world.device)))
+                stop |= world.size == 1 and told_to_stop()
+                # After an epoch's last step its score comes first, since going on would skip that.
+                if stop and trainer.step % steps_per_epoch:
                     break
-            finished_epoch = trainer.step % steps_of_epoch == 0
-            if leader:
-                if finished_epoch and val_records and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs):
-                    found = detect(trainer.model, val_records, args.batch, world.device, cached_val)
-                    scores = as_percent(voc_ap(truths_of(val_records), found, len(classes)))
-                    folder.add_metrics(step=trainer.step, epoch=epoch, val=scores)
-                    for name, value in scores.items():
-                        writer.add_scalar(f"val/{name}", value, trainer.step)
-                    if scores["AP"] > trainer.best:
-                        trainer.best = scores["AP"]
-                        folder.save(folder.best, trainer.state())
-                    bar.write(f"epoch {epoch + 1}/{args.epochs}: " + ", ".join(f"{k} {v:.1f}" for k, v in scores.items()))
-                folder.save(folder.last, trainer.state())
+            if journal:
+                due = (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs
+                if val and due and trainer.step % steps_per_epoch == 0:
+                    journal.add_scores(epoch)
+                journal.save()
+                journal.restart_clock()
             trainer.model.train()
-            if not finished_epoch or (world.size == 1 and stopped()):
-                bar.write(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
+            stop |= world.size == 1 and told_to_stop()
+            if stop and trainer.step < trainer.steps:
+                if journal:
+                    journal.close()
+                    print(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
                 return INTERRUPTED
-            clock, last_step = perf_counter(), trainer.step
+    if journal:
+        journal.close()
     return 0
 
 

@@ -1,0 +1,109 @@
+"""One step of training, and everything it changes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from augment import apply_changes
+from data import Batch
+from losses import LOSSES, Criterion
+from model import FCOS, IMAGENET_MEAN
+from runs import World
+
+MODEL_SETTINGS = ("backbone", "size", "width", "head_convs", "norm")
+MAX_GRADIENT_NORM = 10.0
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over a tenth of the steps, at most 500; then half a cosine."""
+    warm_up = max(1, min(500, steps // 10))
+    return peak * min((step + 1) / warm_up, (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+class Trainer:
+    """A model in training: what a step changes.
+
+    Args:
+        args: Of train.py.
+        steps: How many there will be, for the learning rate.
+        state: A checkpoint to go on from, as :meth:`state` makes it.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        classes: Sequence[str],
+        steps: int,
+        world: World,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.args, self.classes, self.steps, self.world = args, list(classes), steps, world
+        self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
+        torch.manual_seed(args.seed)
+        self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
+        self.model.to(world.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+        self.network: nn.Module = self.model
+        if world.size > 1:
+            if world.device.type == "cuda":
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            elif args.norm == "batch" and world.rank == 0:
+                print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
+            self.network = DistributedDataParallel(self.model)
+        self.run_network: Callable[..., Any] = torch.compile(self.network) if args.compile else self.network
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}], args.lr, weight_decay=args.weight_decay
+        )
+        self.criterion = Criterion(
+            self.model.grid, args.assigner, min_points=args.min_points, level_gate=args.level_gate
+        )
+        self.fill = torch.tensor(IMAGENET_MEAN, device=world.device)[:, None, None]
+        self.step, self.best = 0, -1.0
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.best = state["step"], state["best"]
+
+    def train_step(self, batch: Batch, cached: Tensor | None) -> dict[str, Tensor]:
+        """One step on this process's images; the losses it returns are those of all processes."""
+        device, args = self.world.device, self.args
+        pixels = cached[batch.indices.to(cached.device)] if cached is not None else batch.images
+        assert pixels is not None
+        pixels, windows, colors, boxes, labels = (part.to(device, non_blocking=True) for part in (pixels, *batch[2:]))
+        images = apply_changes(pixels, windows, colors, self.fill)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, args.lr)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+            predictions = self.run_network(images)
+        sums, counts = self.criterion(predictions, boxes, labels)
+        counts = self.world.sum(counts).clamp(min=1)
+        # Averaged over processes by DistributedDataParallel, hence the factor.
+        loss = (sums / counts).sum() * self.world.size
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.step += 1
+        losses = dict(zip(LOSSES, self.world.sum(sums) / counts, strict=True))
+        return losses | {"positives": counts[0], "box_positives": counts[2]}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "classes": self.classes,
+            "model_settings": self.model_settings,
+        }
