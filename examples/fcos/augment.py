@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 _ZOOM_OUT, _CROP, _DISTORT = v2.RandomZoomOut(), v2.RandomIoUCrop(), v2.RandomPhotometricDistort()
+_ANY_IMAGE = torch.empty(3, 1, 1)  # of which only the number of channels is asked
 MIN_SIDE = 2.0  # pixels; what a crop leaves of an object is no object below it
 _GRAY = torch.tensor([0.299, 0.587, 0.114])
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -32,24 +33,25 @@ class Change(NamedTuple):
     """float32 [3, 4]: new color = colors[:, :3] @ color + colors[:, 3], colors in [0, 1]."""
 
 
-def draw_change(boxes: Tensor, labels: Tensor, size: int) -> tuple[Change, Tensor, Tensor]:
+def draw_change(boxes: Tensor, labels: Tensor, size: int, how: str = "full") -> tuple[Change, Tensor, Tensor]:
     """Draws a change from torch's global generator, and applies it to the objects of the image.
 
     Args:
         boxes, labels: The objects, float32 [G, 4] xyxy in pixels and int64 [G].
         size: Height and width of the image, before and after.
+        how: ``"full"``, or ``"flip"``: mirrored or not, nothing else.
 
     Returns:
         The change, and the objects that are left.
     """
-    colors = _draw_colors()
+    colors = _draw_colors() if how == "full" else torch.eye(3, 4)
     window = torch.tensor([0.0, 0.0, size, size])
     side = size
-    if torch.rand(()) < _ZOOM_OUT.p:
+    if how == "full" and torch.rand(()) < _ZOOM_OUT.p:
         left, top, right, bottom = _ZOOM_OUT.make_params([_on_canvas(boxes, size)])["padding"]
         side = size + max(left + right, top + bottom)  # both are the same but for rounding
         window = torch.tensor([-left, -top, side - left, side - top], dtype=torch.float32)
-    if len(boxes):
+    if how == "full" and len(boxes):
         crop = _CROP.make_params([_on_canvas(boxes - window[:2].repeat(2), side)])
         if crop:
             corner = window[:2] + torch.tensor([crop["left"], crop["top"]])
@@ -69,7 +71,7 @@ def _on_canvas(boxes: Tensor, side: int) -> tv_tensors.BoundingBoxes:
 
 
 def _draw_colors() -> Tensor:
-    drawn = _DISTORT.make_params([])
+    drawn = _DISTORT.make_params([_ANY_IMAGE])
     matrix, shift, gray = torch.eye(3), torch.zeros(3), _GRAY.expand(3, 3)
     if drawn["brightness_factor"] is not None:
         matrix = matrix * drawn["brightness_factor"]

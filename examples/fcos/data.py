@@ -189,10 +189,11 @@ class TrainingSet(Dataset[Batch]):
 
     Args:
         decode: Whether batches bring the images along; not where they are cached.
+        augment: What :func:`augment.draw_change` may do to them.
     """
 
-    def __init__(self, records: Sequence[Record], size: int, decode: bool) -> None:
-        self.records, self.size, self.decode = records, size, decode
+    def __init__(self, records: Sequence[Record], size: int, decode: bool, augment: str = "full") -> None:
+        self.records, self.size, self.decode, self.augment = records, size, decode, augment
 
     def __getitem__(self, key: tuple[list[int], int]) -> Batch:
         indices, seed = key
@@ -201,7 +202,8 @@ class TrainingSet(Dataset[Batch]):
             for i in indices:
                 torch.default_generator.manual_seed(seed * 1_000_003 + i)
                 record = self.records[i]
-                change, of_boxes, of_labels = draw_change(record.boxes_at(self.size), record.labels, self.size)
+                objects = record.boxes_at(self.size), record.labels
+                change, of_boxes, of_labels = draw_change(*objects, self.size, self.augment)
                 changes.append(change)
                 boxes.append(of_boxes)
                 labels.append(of_labels)

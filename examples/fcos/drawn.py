@@ -59,8 +59,8 @@ def draw_scene(size: int, generator: Generator) -> tuple[Image.Image, list[tuple
     for i, (name, box) in enumerate(zip(names, (boxes * SMOOTH).tolist(), strict=True)):
         _shape(pen, name, box, color())
         _shape(ImageDraw.Draw(owner), name, box, i + 1)
-        mask = Image.new("1", image.size)
-        _shape(ImageDraw.Draw(mask), name, box, 1)
+        mask = Image.new("L", image.size)
+        _shape(ImageDraw.Draw(mask), name, box, 255)
         alone.append(mask.histogram()[-1])
     shown = owner.histogram()[1 : count + 1]
     seen = [now / before for now, before in zip(shown, alone, strict=True)]

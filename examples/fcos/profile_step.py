@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         cuda = world.device.type == "cuda"
         records, classes = read_splits(args.data or [f"{default_set()}:train"])
         cached = load_images(records, settings.size, world.device)
-        dataset = TrainingSet(records, settings.size, decode=False)
+        dataset = TrainingSet(records, settings.size, False, settings.augment)
         for name in ("mgassign", "reference"):
             trainer = Trainer(settings, classes, 1000, world)
             if name == "reference":

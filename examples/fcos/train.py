@@ -54,6 +54,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--cache", choices=["none", "ram", "gpu"], default="none", help="decode once; gpu: keep it where training runs"
     )
+    group.add_argument("--augment", choices=["full", "flip"], default="full", help="full: mirror, zoom out, crop, distort "
+                       "colours, as SSD does; flip: mirror only, for short trainings")  # fmt: skip
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches; 0: none")
 
     group = parser.add_argument_group("what is trained")
@@ -169,7 +171,7 @@ class Journal:
         self._add_curves("val", scores)
         if scores["AP"] > trainer.best:
             trainer.best = scores["AP"]
-            self.folder.save(self.folder.best, self.state())
+            self.folder.save(self.folder.best, {k: v for k, v in self.state().items() if k != "optimizer"})
         named = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         self.bar.write(f"epoch {epoch + 1}/{trainer.args.epochs}: {named}")
 
@@ -211,7 +213,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     where = {"none": None, "ram": "cpu", "gpu": world.device}[args.cache]
     cached = load_images(records, args.size, where) if where else None
     cached_val = load_images(val, args.size, where) if where and world.rank == 0 else None
-    dataset = TrainingSet(records, args.size, decode=cached is None)
+    dataset = TrainingSet(records, args.size, cached is None, args.augment)
     journal = Journal(folder, trainer, val, cached_val) if world.rank == 0 else None
 
     with stop_signals() as told_to_stop:
