@@ -1,0 +1,163 @@
+"""The FCOS example's data: reading folders in VOC's layout, telling what is broken, changing images and boxes alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("tqdm")
+
+from augment import apply_changes, draw_change
+from data import TrainingSet, check_images, load_images, read_split, read_splits
+from drawn import CLASSES, draw_scene, draw_set
+from runs import UserError
+
+BLACK = torch.zeros(3, 1, 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A drawn set that a test may spoil."""
+    draw_set(tmp_path / "set", {"train": 4, "test": 2}, size=64)
+    return tmp_path / "set"
+
+
+def annotate(folder, *objects: str, name: str = "train_0000") -> None:
+    (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+
+
+def an_object(x1="3.5", y1="4", x2="20.25", y2="30", name="ellipse", difficult="0") -> str:
+    box = f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}</object>"
+
+
+def test_coordinates_are_decimal_and_continuous(folder):
+    annotate(folder, an_object(), an_object(difficult="1"))
+    records, classes = read_split(f"{folder}:train", None)
+    assert records[0].boxes.tolist() == [[2.5, 3, 20.25, 30]] * 2
+    assert records[0].difficult.tolist() == [False, True]
+    assert classes == list(CLASSES)
+    assert records[0].boxes_at(128)[0].tolist() == [5, 6, 40.5, 60]
+
+
+def test_several_folders_are_one_set(folder):
+    records, classes = read_splits([f"{folder}:train", f"{folder}:test"])
+    assert (len(records), classes) == (6, list(CLASSES))
+
+
+def test_classes_come_from_the_annotations_without_a_list(folder):
+    (folder / "classes.txt").unlink()
+    annotate(folder, an_object(name="zebra"))
+    assert read_split(f"{folder}:train", None)[1][-1] == "zebra"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: annotate(f, "<object>"), r"train_0000\.xml: cannot read the annotation: mismatched tag"),
+        (lambda f: annotate(f, an_object(x1="one")), r"train_0000\.xml: .*could not convert string to float: 'one'"),
+        (lambda f: annotate(f, an_object(x1="nan")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
+        (lambda f: annotate(f, an_object(x2="2")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
+        (lambda f: annotate(f, an_object(x2="70")), r"train_0000\.xml: the box .*70.0, 30.0\] does not lie in .* 64 x 64"),
+        (lambda f: annotate(f, an_object(name="")), r"train_0000\.xml: .*object 1 has no name"),
+        (lambda f: annotate(f, an_object(name="dog")), r"train_0000\.xml: unknown class 'dog'; known are ellipse, rec"),
+        (lambda f: (f / "Annotations/train_0001.xml").unlink(), r"train_0001\.xml: .*No such file"),
+        (lambda f: (f / "JPEGImages/train_0001.jpg").unlink(), r"train_0001\.jpg: .*No such file"),
+        (lambda f: (f / "JPEGImages/train_0001.jpg").write_text("x"), r"train_0001\.jpg: .*cannot identify image file"),
+        (lambda f: (f / "ImageSets/Main/train.txt").write_text("\n"), r"train\.txt: names no images"),
+        (lambda f: (f / "ImageSets/Main/train.txt").unlink(), r"train\.txt: cannot read the list of images: No such"),
+    ],
+)
+def test_what_is_broken_is_named(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        read_split(f"{folder}:train", None)
+
+
+def test_a_source_without_split_is_told():
+    with pytest.raises(UserError, match="VOC2007: expected FOLDER:SPLIT"):
+        read_split("VOC2007", None)
+
+
+def test_a_truncated_image_is_found_before_training(folder):
+    path = folder / "JPEGImages" / "train_0002.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    records, _ = read_split(f"{folder}:train", None)  # its header is there
+    with pytest.raises(UserError, match=r"train_0002\.jpg: cannot read the image: .*truncated"):
+        check_images(records)
+    with pytest.raises(UserError, match=r"train_0002\.jpg: cannot read"):
+        load_images(records, 64)
+
+
+def test_drawn_scenes_are_what_their_annotations_say(folder):
+    hard = 0
+    for seed in range(60):
+        image, objects = draw_scene(64, torch.Generator().manual_seed(seed))
+        again, same = draw_scene(64, torch.Generator().manual_seed(seed))
+        assert (image.tobytes(), objects) == (again.tobytes(), same)
+        assert all(0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 64 for _, (x1, y1, x2, y2), _ in objects)
+        hard += sum(difficult for *_, difficult in objects)
+    assert hard > 0
+    with pytest.raises(UserError, match="exists already"):
+        draw_set(folder, {"train": 1}, size=64)
+
+
+@pytest.mark.parametrize("how", ["full", "flip"])
+def test_boxes_move_with_the_pixels(how):
+    """A white rectangle on black: wherever it goes, its box goes with it."""
+    size, torch_state = 96, torch.get_rng_state()
+    images = torch.zeros(40, 3, size, size, dtype=torch.uint8)
+    images[:, :, 30:60, 20:70] = 255
+    torch.manual_seed(0)
+    changes, boxes = [], []
+    for _ in images:
+        change, left, labels = draw_change(torch.tensor([[20.0, 30, 70, 60]]), torch.tensor([1]), size, how)
+        assert labels.tolist() == [1] * len(left)
+        changes.append(change)
+        boxes.append(left)
+    torch.set_rng_state(torch_state)
+    windows = torch.stack([change.window for change in changes])
+    changed = apply_changes(images, windows, torch.eye(3, 4).expand(40, 3, 4), BLACK)
+    compared = 0
+    for image, box in zip(changed, boxes, strict=True):
+        white = (image[0] > 0.5).nonzero()
+        if len(box):
+            expected = torch.cat([white.amin(0).flip(0), white.amax(0).flip(0) + 1])
+            torch.testing.assert_close(box[0], expected.float(), rtol=0, atol=1.5)
+            compared += 1
+    assert compared >= 35
+    assert len({tuple(window.tolist()) for window in windows}) >= (2 if how == "flip" else 20)
+
+
+def test_colors_change_and_stay_colors():
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    images = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
+    colors = torch.stack([draw_change(torch.empty(0, 4), torch.empty(0), 8)[0].colors for _ in images])
+    torch.set_rng_state(torch_state)
+    whole = torch.tensor([0.0, 0, 1, 1]).expand(16, 4)
+    changed = apply_changes(images, whole, colors, BLACK)
+    assert 0 <= changed.min() < changed.max() <= 1
+    assert ((changed - images / 255).abs().amax((1, 2, 3)) > 0.05).sum() >= 12
+    unchanged = apply_changes(images, whole, torch.eye(3, 4).expand(16, 3, 4), BLACK)
+    torch.testing.assert_close(unchanged, images / 255, rtol=0, atol=1e-5)
+
+
+def test_batches_depend_on_epoch_and_image_alone(folder):
+    records, _ = read_split(f"{folder}:train", None)
+    dataset = TrainingSet(records, 64, decode=True)
+    first, second = list(dataset.epoch(3, seed=1, batch=2))
+    (resumed,) = list(dataset.epoch(3, seed=1, batch=2, first_step=1))
+    (of_rank_1, _) = list(dataset.epoch(3, seed=1, batch=2, rank=1, world=2, workers=1))
+    assert resumed.indices.tolist() == second.indices.tolist()
+    assert resumed.windows.tolist() == second.windows.tolist()
+    assert of_rank_1.indices.tolist() == first.indices[1:].tolist()
+    assert torch.equal(of_rank_1.windows[0], first.windows[1])
+    assert torch.equal(of_rank_1.images[0], first.images[1])
+    (other, _) = list(dataset.epoch(4, seed=1, batch=2))
+    assert other.windows.tolist() != first.windows.tolist()
+    cached = load_images(records, 64)
+    assert torch.equal(cached[first.indices], first.images)
+    (without, _) = list(TrainingSet(records, 64, decode=False).epoch(3, seed=1, batch=2))
+    assert without.images is None
+    assert torch.equal(without.windows, first.windows)

@@ -1,0 +1,293 @@
+"""The FCOS example's training: losses, going on after an interruption, several processes, commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tqdm")
+pytest.importorskip("tensorboard")
+
+import compare
+import evaluate
+import figures
+import profile_step
+import train
+from drawn import draw_set
+from losses import Criterion
+from mgassign import Assignment, PointGrid
+from model import FCOS, Predictions
+from runs import command
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from trainer import Trainer
+
+TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
+EXAMPLE = Path(train.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    draw_set(folder, {"train": 9, "val": 3, "test": 4}, size=64)
+    return folder
+
+
+def options(data: Path, *more: str) -> list[str]:
+    return ["--train", f"{data}:train", *TINY, "--batch", "4", "--epochs", "3", *more]
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The lines but for the time, which differs from run to run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_the_network_has_the_points_of_its_grid(backbone):
+    model = FCOS(5, backbone, size=96, width=32, head_convs=1)
+    with torch.no_grad():
+        predictions = model(torch.rand(2, 3, 96, 96))
+    points = 12 * 12 + 6 * 6 + 3 * 3 + 2 * 2
+    assert predictions.logits.shape == (2, points, 5)
+    assert predictions.boxes.shape == (2, points, 4)
+    assert predictions.centerness.shape == (2, points)
+    # The prior: a hundredth of a chance for every class at every point.
+    torch.testing.assert_close(predictions.logits.sigmoid().mean(), torch.tensor(0.01), rtol=0.2, atol=0)
+    # Each point's box holds the point.
+    locations = model.grid.points()
+    assert (predictions.boxes[..., :2] < locations).all()
+    assert (predictions.boxes[..., 2:] > locations).all()
+
+
+@pytest.mark.parametrize(
+    ("assigner", "for_class", "for_box"),
+    [
+        ("original", "original", "original"),
+        ("l2c", "cls", "original"),
+        ("c2l", "original", "loc"),
+        ("mutual", "cls", "loc"),
+    ],
+)
+def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
+    grid = PointGrid.for_image((16, 16), strides=(8, 16))  # points (4, 4), (12, 4), (4, 12), (12, 12), (8, 8)
+    owners = {
+        "cls": torch.tensor([[-1, -1, -1, -1, 0], [1, 0, -1, -1, -1]]),
+        "loc": torch.tensor([[0, -1, 0, 0, -1], [-1, -1, -1, 1, -1]]),
+        "original": torch.tensor([[0, 0, -1, -1, -1], [-1, 0, 1, 1, -1]]),
+    }
+    boxes = torch.tensor([[[2.0, 1, 14, 15], [0, 0, 0, 0]], [[1.0, 1, 15, 15], [3, 2, 13, 16]]])
+    labels = torch.tensor([[2, -1], [0, 1]])
+    torch.manual_seed(0)
+    predictions = Predictions(
+        torch.randn(2, 5, 3), grid.decode(torch.rand(2, 5, 4) * 8 + 1), torch.randn(2, 5)
+    )
+
+    def assign(*arguments: object, **settings: object) -> Assignment:
+        assert settings == {"min_points": 3}
+        return Assignment(**owners, num_points=torch.zeros(3))
+
+    result = Criterion(grid, assigner, assign, min_points=3)(predictions, boxes, labels)
+
+    target, box, centerness, weights = torch.zeros(2, 5, 3), 0.0, 0.0, 0.0
+    for image in range(2):
+        for j in range(5):
+            if (g := owners[for_class][image, j]) >= 0:
+                target[image, j, labels[image, g]] = 1
+            if (g := owners[for_box][image, j]) >= 0:
+                (x, y), (x1, y1, x2, y2) = grid.points()[j], boxes[image, g]
+                left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
+                c = (min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)).sqrt()
+                box += c * generalized_box_iou_loss(predictions.boxes[image, j], boxes[image, g])
+                probability = predictions.centerness[image, j].sigmoid()
+                centerness -= c * probability.log() + (1 - c) * (1 - probability).log()
+                weights += c
+    expected = torch.stack([sigmoid_focal_loss(predictions.logits, target, 0.25, 2, "sum"), box, centerness])
+    torch.testing.assert_close(result.sums, expected)
+    class_points, box_points = ((owners[name] >= 0).sum() for name in (for_class, for_box))
+    torch.testing.assert_close(result.counts, torch.stack([class_points, weights, box_points]).float())
+
+
+def test_images_without_objects_train_the_background():
+    model = FCOS(3, size=64, width=32, head_convs=1)
+    sums, counts = Criterion(model.grid, "mutual")(
+        model(torch.rand(2, 3, 64, 64)), torch.zeros(2, 1, 4), torch.full((2, 1), -1)
+    )
+    assert counts.tolist() == [0, 0, 0]
+    assert sums[1:].tolist() == [0, 0]
+    sums.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])  # within an epoch of two steps, and at the end of one
+def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatch, stop_at):
+    more = options(data, "--val", f"{data}:val", "--eval-every", "1", "--cache", "ram")
+    assert train.main([str(tmp_path / "whole"), *more]) == 0
+
+    step = Trainer.train_step
+
+    def step_and_signal(self, *arguments):
+        result = step(self, *arguments)
+        if self.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_signal)
+    assert train.main([str(tmp_path / "parts"), *more]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    begun = torch.load(tmp_path / "parts" / "last.pt")
+    assert begun["step"] == stop_at
+    # Metrics of steps after the checkpoint, as a killed process leaves them, are forgotten.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": stop_at + 1, "epoch": 9, "loss": 0}) + "\n")
+    # How it is computed may change, what is computed not.
+    assert train.main([str(tmp_path / "parts"), *more, "--resume", "--cache", "none"]) == 0
+
+    whole, parts = (torch.load(tmp_path / run / "last.pt") for run in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    assert whole["best"] == parts["best"]
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name]), name
+    for number, moments in whole["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, parts["optimizer"]["state"][number][name])
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+    assert (tmp_path / "parts" / "best.pt").exists()
+    assert list((tmp_path / "parts").glob("events.out.tfevents.*"))
+
+
+def test_two_processes_train_like_one(data, tmp_path):
+    """torchrun on CPU: the losses of two processes with half a batch each are those of one with all of it."""
+    more = options(data, "--assigner", "mutual")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    subprocess.run(
+        [*torchrun, str(EXAMPLE / "train.py"), str(tmp_path / "two"), *more], env=environment, check=True, timeout=120
+    )
+    assert train.main([str(tmp_path / "one"), *more]) == 0
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-3)
+    # Before the first update nothing but the order of the sums differs.
+    assert two[0] == pytest.approx(one[0], rel=1e-5)
+
+
+def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train_here(run: Path, more: list[str]) -> None:
+        trained.append(run.name)
+        assert train.main([str(run), "--resume", *more]) == 0
+
+    monkeypatch.setattr(compare, "train_one", train_here)
+    out = tmp_path / "table"
+    arguments = [str(out), "--train", f"{data}:train", "--test", f"{data}:test", "--device", "cpu"]
+    passed_on = ["--", *TINY, "--batch", "4", "--epochs", "1"]
+    assert compare.main([*arguments, "--seeds", "0", "1", *passed_on]) == 0
+    assert trained == [f"resnet18-{a}-{s}" for s in (0, 1) for a in ("original", "mutual")]
+    table = json.loads((out / "table.json").read_text())
+    assert table["summary"]["resnet18"]["mutual"]["seeds"] == [0, 1]
+    assert "half_interval" in table["summary"]["resnet18"]["mutual"]["AP"]
+    assert "| resnet18 | Mutual Guidance | 2 |" in (out / "table.md").read_text()
+
+    # A finished run is not trained again.
+    before = (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns
+    assert compare.main([*arguments, "--seeds", "0", *passed_on]) == 0
+    assert (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns == before
+    assert "finished already" in capsys.readouterr().out
+
+    checkpoints = [str(out / f"resnet18-{name}-0" / "last.pt") for name in ("original", "mutual")]
+    assert evaluate.main([checkpoints[1], "--data", f"{data}:test", "--json", str(tmp_path / "s.json")]) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["voc"]["AP"] == table["runs"]["resnet18"]["mutual"]["0"]["AP"]
+    assert "ellipse" in capsys.readouterr().out
+
+    pictures = ["--data", f"{data}:test", "--images", "2", "--output", str(tmp_path / "figures"), "--min-score", "0"]
+    assert figures.main(["--original", checkpoints[0], "--mutual", checkpoints[1], *pictures]) == 0
+    for name in ("figure1.png", "figure2.png"):
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path, monkeypatch):
+    losses = {}
+    step = Trainer.train_step
+
+    def note(self, *arguments):
+        result = step(self, *arguments)
+        losses.setdefault(self.criterion.assign.__name__, []).append(torch.stack([*result.values()]))
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", note)
+    arguments = ["--data", f"{data}:train", "--steps", "1", "--json", str(tmp_path / "share.json")]
+    assert profile_step.main([*arguments, "--", *TINY, "--batch", "4"]) == 0
+    torch.testing.assert_close(torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"]))
+    shares = json.loads((tmp_path / "share.json").read_text())
+    assert 0 < shares["mgassign"]["share_percent"] < shares["reference"]["share_percent"] < 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train", "nowhere:train"], "nowhere/ImageSets/Main/train.txt: cannot read the list of images"),
+        (["--train", "nowhere"], "nowhere: expected FOLDER:SPLIT"),
+        (["--batch", "10"], "--batch 10: there are only 9 images to train on"),
+        (["--device", "cuda"], "--device cuda: torch .* sees no CUDA device"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert command(train.main, [str(tmp_path / "run"), *options(data), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100"], "--size: expected a multiple of 32, got 100"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
+    ],
+)
+def test_wrong_options_are_told(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["run", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_nor_changed(data, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train.main([run, *options(data, "--epochs", "1")]) == 0
+    assert command(train.main, [run, *options(data, "--epochs", "1")]) == 2
+    assert "holds a run already; --resume goes on with it" in capsys.readouterr().err
+    assert command(train.main, [run, *options(data, "--epochs", "2"), "--resume"]) == 2
+    assert "was begun with --epochs 1, not 2" in capsys.readouterr().err
+    (tmp_path / "run" / "last.pt").write_bytes(b"half a file")
+    assert command(train.main, [run, *options(data, "--epochs", "1"), "--resume"]) == 2
+    assert "last.pt: not a checkpoint of train.py" in capsys.readouterr().err
+    assert command(evaluate.main, [str(tmp_path / "no.pt"), "--data", f"{data}:test", "--device", "cpu"]) == 2
+    assert "no.pt: no such checkpoint" in capsys.readouterr().err
+
+
+def test_coco_without_pycocotools_says_what_to_install(data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    assert train.main([str(run), *options(data, "--epochs", "1")]) == 0
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    arguments = [str(run / "last.pt"), "--data", f"{data}:test", "--device", "cpu", "--coco"]
+    assert command(evaluate.main, arguments) == 2
+    assert "pip install pycocotools" in capsys.readouterr().err
