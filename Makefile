@@ -8,8 +8,8 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest hypothesis matplotlib pillow ruff mypy \
-            clang-format
+PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest hypothesis matplotlib pillow pycocotools \
+            tensorboard tqdm ruff mypy clang-format
 
 # As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -24,13 +24,21 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test lint bench math clean FORCE
+.PHONY: help demo train test lint bench math clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8
 
 demo: $(library)  ## write the paper's Figure 1 to demo/figure1.png (ARGS="--help" says more)
 	@.venv/bin/python examples/demo.py $(ARGS)
+
+# Small enough for a CPU; examples/fcos/README.md has the paper's settings.
+quick := --size 128 --width 64 --batch 8 --epochs 10 --augment flip --cache ram --channels-last --eval-every 5
+checkpoint = runs/quick/resnet18-$(1)-0/last.pt
+train: $(library)  ## train FCOS on drawn images with both strategies: runs/quick gets a table and two figures
+	@.venv/bin/python examples/fcos/compare.py runs/quick --seeds 0 $(ARGS) -- $(quick)
+	@.venv/bin/python examples/fcos/figures.py --data runs/drawn:test --output runs/quick \
+	  --original $(call checkpoint,original) --mutual $(call checkpoint,mutual)
 
 test: $(library) math  ## run the tests
 	@.venv/bin/python -m pytest $(ARGS)
@@ -45,7 +53,7 @@ bench: $(library)  ## time the assignment against its peers
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
 
 clean:  ## remove all that the other targets made, .venv included
-	rm -rf .venv build demo mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build demo runs/drawn runs/quick mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find mgassign tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The math of csrc/math as a module without torch; CMake sees for itself what has changed.

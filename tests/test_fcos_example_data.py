@@ -58,7 +58,10 @@ def test_classes_come_from_the_annotations_without_a_list(folder):
         (lambda f: annotate(f, an_object(x1="one")), r"train_0000\.xml: .*could not convert string to float: 'one'"),
         (lambda f: annotate(f, an_object(x1="nan")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
         (lambda f: annotate(f, an_object(x2="2")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
-        (lambda f: annotate(f, an_object(x2="70")), r"train_0000\.xml: the box .*70.0, 30.0\] does not lie in .* 64 x 64"),
+        (
+            lambda f: annotate(f, an_object(x2="70")),
+            r"train_0000\.xml: the box .*70.0, 30.0\] does not lie in .* 64 x 64",
+        ),
         (lambda f: annotate(f, an_object(name="")), r"train_0000\.xml: .*object 1 has no name"),
         (lambda f: annotate(f, an_object(name="dog")), r"train_0000\.xml: unknown class 'dog'; known are ellipse, rec"),
         (lambda f: (f / "Annotations/train_0001.xml").unlink(), r"train_0001\.xml: .*No such file"),

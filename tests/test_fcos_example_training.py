@@ -16,6 +16,8 @@ import torch
 pytest.importorskip("tqdm")
 pytest.importorskip("tensorboard")
 
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
 import compare
 import evaluate
 import figures
@@ -26,7 +28,6 @@ from losses import Criterion
 from mgassign import Assignment, PointGrid
 from model import FCOS, Predictions
 from runs import command
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from trainer import Trainer
 
 TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
@@ -86,9 +87,7 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
     boxes = torch.tensor([[[2.0, 1, 14, 15], [0, 0, 0, 0]], [[1.0, 1, 15, 15], [3, 2, 13, 16]]])
     labels = torch.tensor([[2, -1], [0, 1]])
     torch.manual_seed(0)
-    predictions = Predictions(
-        torch.randn(2, 5, 3), grid.decode(torch.rand(2, 5, 4) * 8 + 1), torch.randn(2, 5)
-    )
+    predictions = Predictions(torch.randn(2, 5, 3), grid.decode(torch.rand(2, 5, 4) * 8 + 1), torch.randn(2, 5))
 
     def assign(*arguments: object, **settings: object) -> Assignment:
         assert settings == {"min_points": 3}
@@ -231,7 +230,9 @@ def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path
     monkeypatch.setattr(Trainer, "train_step", note)
     arguments = ["--data", f"{data}:train", "--steps", "1", "--json", str(tmp_path / "share.json")]
     assert profile_step.main([*arguments, "--", *TINY, "--batch", "4"]) == 0
-    torch.testing.assert_close(torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"]))
+    torch.testing.assert_close(
+        torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"])
+    )
     shares = json.loads((tmp_path / "share.json").read_text())
     assert 0 < shares["mgassign"]["share_percent"] < shares["reference"]["share_percent"] < 100
 

@@ -67,7 +67,7 @@ def draw_change(boxes: Tensor, labels: Tensor, size: int, how: str = "full") -> 
 
 
 def _on_canvas(boxes: Tensor, side: int) -> tv_tensors.BoundingBoxes:
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))  # type: ignore[call-overload]
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
 
 
 def _draw_colors() -> Tensor:

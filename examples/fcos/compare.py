@@ -87,7 +87,8 @@ def t_quantile(freedom: int) -> float:
     def within(t: float) -> float:
         steps = 2000
         heights = [(1 + (t * i / steps) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(steps + 1)]
-        return 2 * norm * t / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2]))
+        total: float = heights[0] + heights[-1] + 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2])
+        return 2 * norm * t / steps / 3 * total
 
     low, high = 0.0, 20.0
     for _ in range(60):

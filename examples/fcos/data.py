@@ -217,7 +217,8 @@ class TrainingSet(Dataset[Batch]):
         return Batch(
             torch.tensor(indices),
             torch.stack(images) if images else None,
-            *map(torch.stack, zip(*changes, strict=True)),
+            torch.stack([change.window for change in changes]),
+            torch.stack([change.colors for change in changes]),
             padded_boxes,
             padded_labels,
         )

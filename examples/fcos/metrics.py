@@ -132,7 +132,8 @@ def coco_ap(
             for box, label in zip(xywh(boxes), labels.tolist(), strict=True)
         ]
 
-    objects, found = [], []
+    objects: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for image, (truth, detected) in enumerate(zip(truths, detections, strict=True)):
         for entry, hard in zip(entries(image, truth.boxes, truth.labels), truth.difficult.tolist(), strict=True):
             # An area outside of every range makes pycocotools ignore an object. Marking it a crowd

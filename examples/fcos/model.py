@@ -107,7 +107,7 @@ class FCOS(nn.Module):
         )
 
 
-class ExtraLevels(ExtraFPNBlock):
+class ExtraLevels(ExtraFPNBlock):  # type: ignore[misc]
     """Coarser levels than the backbone has: each halves the one before with a convolution."""
 
     def __init__(self, count: int, width: int) -> None:

@@ -39,8 +39,8 @@ def assign_by_reference(
                 grid, pred_boxes[image].detach(), pred_logits[image].detach(), *objects, **settings
             )
         )
-    *owners, num_points = zip(*images, strict=True)
-    return Assignment(*(torch.stack(owner) for owner in owners), torch.cat(num_points))
+    cls, loc, original, num_points = zip(*images, strict=True)
+    return Assignment(torch.stack(cls), torch.stack(loc), torch.stack(original), torch.cat(num_points))
 
 
 def main(arguments: list[str] | None = None) -> int:

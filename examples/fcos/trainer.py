@@ -49,20 +49,22 @@ class Trainer:
         self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
         torch.manual_seed(args.seed)
         self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
-        self.model.to(world.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-        self.network: nn.Module = self.model
+        self.model.to(world.device)
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        network: nn.Module = self.model
         if world.size > 1:
             if world.device.type == "cuda":
-                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
             elif args.norm == "batch" and world.rank == 0:
                 print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
-            self.network = DistributedDataParallel(self.model)
-        self.run_network: Callable[..., Any] = torch.compile(self.network) if args.compile else self.network
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}], args.lr, weight_decay=args.weight_decay
-        )
+            network = DistributedDataParallel(self.model)
+        self.network: Callable[..., Any] = torch.compile(network) if args.compile else network
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.model.parameters() if p.dim() > 1]},
+            {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay)
         self.criterion = Criterion(
             self.model.grid, args.assigner, min_points=args.min_points, level_gate=args.level_gate
         )
@@ -85,13 +87,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            predictions = self.run_network(images)
+            predictions = self.network(images)
         sums, counts = self.criterion(predictions, boxes, labels)
         counts = self.world.sum(counts).clamp(min=1)
         # Averaged over processes by DistributedDataParallel, hence the factor.
         loss = (sums / counts).sum() * self.world.size
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
