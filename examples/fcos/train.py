@@ -103,12 +103,16 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGTERM or Ctrl-C came. A second one ends the process at once."""
+    """Gives a function that says whether SIGTERM or Ctrl-C came. A second Ctrl-C ends the process at once.
+
+    A second SIGTERM does not: where a launcher passes it on to a group that has had it already, it comes twice.
+    """
     came = []
 
     def note(number: int, _: object) -> None:
         came.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
