@@ -9,8 +9,10 @@ On a GPU both are kernel times. The reference handles one image, so for a batch 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from data import TrainingSet, load_images, read_splits
+from data import Batch, TrainingSet, load_images, read_splits
 from drawn import default_set
 from mgassign import Assignment, PointGrid, reference
-from runs import HelpFormatter, command, join_world, write_json
+from runs import HelpFormatter, command, join_world, positive, write_json
 from train import parse
 from trainer import Trainer
+
+WARM_UP = 3
 
 
 def assign_by_reference(
@@ -43,12 +47,32 @@ def assign_by_reference(
     return Assignment(torch.stack(cls), torch.stack(loc), torch.stack(original), torch.cat(num_points))
 
 
+def _batches(dataset: TrainingSet, settings: argparse.Namespace) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from dataset.epoch(epoch, seed=settings.seed, batch=settings.batch)
+
+
+def _measure(trainer: Trainer, batch: Batch, cached: Tensor) -> tuple[float, float]:
+    """One step's time and that of its assignment, in ms."""
+    cuda = trainer.world.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities) as profiler, record_function("step"):
+        trainer.train_step(batch, cached)
+        if cuda:
+            torch.cuda.synchronize()
+    spans = {event.key: event for event in profiler.key_averages()}
+    step, assignment = (
+        (spans[key].device_time_total if cuda else spans[key].cpu_time_total) / 1000 for key in ("step", "assignment")
+    )
+    return step, assignment
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=HelpFormatter, usage="%(prog)s [options] [-- OPTIONS OF train.py]"
     )
     parser.add_argument("--data", nargs="+", metavar="FOLDER:SPLIT", help="images to train on; default: the drawn set")
-    parser.add_argument("--steps", type=int, default=10, help="steps to measure, after three to warm up")
+    parser.add_argument("--steps", type=positive, default=10, help=f"steps to measure, after {WARM_UP} to warm up")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -56,7 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     settings = parse(["profile", *passed_on])
     results: dict[str, Any] = {}
     with join_world(settings.device) as world:
-        cuda = world.device.type == "cuda"
         records, classes = read_splits(args.data or [f"{default_set()}:train"])
         cached = load_images(records, settings.size, world.device)
         dataset = TrainingSet(records, settings.size, False, settings.augment)
@@ -64,27 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
             trainer = Trainer(settings, classes, 1000, world)
             if name == "reference":
                 trainer.criterion.assign = assign_by_reference
-            shares, steps, assignments = [], [], []
-            epoch = 0
-            while trainer.step < args.steps + 3:
-                for batch in dataset.epoch(epoch, seed=settings.seed, batch=settings.batch):
-                    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-                    with profile(activities=activities) as profiler, record_function("step"):
-                        trainer.train_step(batch, cached)
-                        if cuda:
-                            torch.cuda.synchronize()
-                    spans = {event.key: event for event in profiler.key_averages()}
-                    step, assignment = (
-                        (spans[key].device_time_total if cuda else spans[key].cpu_time_total) / 1000
-                        for key in ("step", "assignment")
-                    )
-                    if trainer.step > 3:
-                        steps.append(step)
-                        assignments.append(assignment)
-                        shares.append(100 * assignment / step)
-                    if trainer.step == args.steps + 3:
-                        break
-                epoch += 1
+            measured = []
+            for batch in itertools.islice(_batches(dataset, settings), WARM_UP + args.steps):
+                if trainer.step < WARM_UP:
+                    trainer.train_step(batch, cached)
+                else:
+                    measured.append(_measure(trainer, batch, cached))
+            steps, assignments = zip(*measured, strict=True)
+            shares = [100 * assignment / step for step, assignment in measured]
             results[name] = {
                 "step_ms": round(statistics.median(steps), 2),
                 "assignment_ms": round(statistics.median(assignments), 3),
