@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -125,9 +127,10 @@ def test_images_without_objects_train_the_background():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2])  # within an epoch of two steps, and at the end of one
-def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatch, stop_at):
-    more = options(data, "--val", f"{data}:val", "--eval-every", "1", "--cache", "ram")
+# Within an epoch of two steps, where a worker is told too, and at the end of one.
+@pytest.mark.parametrize(("stop_at", "workers"), [(1, "1"), (2, "0")])
+def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatch, stop_at, workers):
+    more = options(data, "--val", f"{data}:val", "--eval-every", "1", "--cache", "ram", "--workers", workers)
     assert train.main([str(tmp_path / "whole"), *more]) == 0
 
     step = Trainer.train_step
@@ -135,7 +138,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatc
     def step_and_signal(self, *arguments):
         result = step(self, *arguments)
         if self.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+                os.kill(process, signal.SIGTERM)
         return result
 
     monkeypatch.setattr(Trainer, "train_step", step_and_signal)
@@ -282,6 +286,16 @@ def test_a_run_is_not_overwritten_nor_changed(data, tmp_path, capsys):
     assert "last.pt: not a checkpoint of train.py" in capsys.readouterr().err
     assert command(evaluate.main, [str(tmp_path / "no.pt"), "--data", f"{data}:test", "--device", "cpu"]) == 2
     assert "no.pt: no such checkpoint" in capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_downloaded_are_told(data, tmp_path, monkeypatch, capsys):
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert command(train.main, [str(tmp_path / "run"), *options(data, "--pretrained")]) == 2
+    assert "--pretrained: cannot have torchvision's weights: <urlopen error no network>" in capsys.readouterr().err
 
 
 def test_coco_without_pycocotools_says_what_to_install(data, tmp_path, monkeypatch, capsys):

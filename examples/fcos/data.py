@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,12 @@ def check_images(records: Sequence[Record]) -> None:
             pass
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    # SIGTERM and Ctrl-C often go to the whole group; training would end with an error if its workers left first.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class TrainingSet(Dataset[Batch]):
     """Training's batches. What happens to an image depends on the epoch's seed and the image alone.
 
@@ -244,4 +251,11 @@ class TrainingSet(Dataset[Batch]):
         order = torch.randperm(len(self.records), generator=torch.Generator().manual_seed(epoch_seed)).tolist()
         steps = range(first_step, len(order) // batch)
         keys = [(order[step * batch : (step + 1) * batch][rank::world], epoch_seed) for step in steps]
-        return DataLoader(self, batch_size=None, sampler=keys, num_workers=workers, pin_memory=pin_memory)
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=keys,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )

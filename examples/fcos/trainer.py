@@ -16,7 +16,7 @@ from augment import apply_changes
 from data import Batch
 from losses import LOSSES, Criterion
 from model import FCOS, IMAGENET_MEAN
-from runs import World
+from runs import UserError, World
 
 MODEL_SETTINGS = ("backbone", "size", "width", "head_convs", "norm")
 MAX_GRADIENT_NORM = 10.0
@@ -48,7 +48,10 @@ class Trainer:
         self.args, self.classes, self.steps, self.world = args, list(classes), steps, world
         self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
         torch.manual_seed(args.seed)
-        self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
+        try:
+            self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
+        except OSError as error:
+            raise UserError(f"--pretrained: cannot have torchvision's weights: {error}") from error
         self.model.to(world.device)
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
