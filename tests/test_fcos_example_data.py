@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 import torch
 
@@ -164,3 +169,14 @@ def test_batches_depend_on_epoch_and_image_alone(folder):
     (without, _) = list(TrainingSet(records, 64, decode=False).epoch(3, seed=1, batch=2))
     assert without.images is None
     assert torch.equal(without.windows, first.windows)
+
+
+def test_workers_outlive_a_signal_to_the_group(folder):
+    """SIGTERM comes to the workers as well; the batches they are asked for come all the same."""
+    records, _ = read_split(f"{folder}:train", None)
+    batches = iter(TrainingSet(records, 64, decode=True).epoch(0, seed=0, batch=1, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert len(list(batches)) == 3
