@@ -43,7 +43,7 @@ def panel(ax: Axes, record: Record) -> None:
 
 
 def panels(records: Sequence[Record], rows: int, per_row: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3.1 * per_row, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * per_row, 3 * rows + 0.4), layout="constrained")  # 0.4 for a title or legend
     axes = figure.subplots(rows, per_row, squeeze=False)
     return figure, [ax for row in axes for ax in row]
 
@@ -59,7 +59,7 @@ def draw_points(ax: Axes, record: Record, model: FCOS, found: Assignment) -> Non
     slices, colors = [], []
     for j in reversed(range(model.grid.num_points)):  # coarse levels first: small dots stay visible on large ones
         shared = [color for name, color in COLORS.items() if getattr(found, name)[0, j] >= 0]
-        radius = 0.9 * strides[j] ** 0.5 * max(record.size) / 320
+        radius = 1.1 * strides[j] ** 0.5 * float(scale.min())  # a coarse level's dot is larger, but not by its stride
         for i, color in enumerate(shared):
             slices.append(Wedge(points[j], radius, 90 + 360 * i / len(shared), 90 + 360 * (i + 1) / len(shared)))
             colors.append(color)
@@ -95,7 +95,8 @@ def draw_detections(ax: Axes, record: Record, found: Detections, classes: Sequen
         ax.add_patch(frame).set_path_effects(SHADOW)
         tag = {"facecolor": color, "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
         text = f"{classes[label]} {score:.2f}"
-        ax.text(x1, max(y1, 0), text, size=5.5, va="bottom", bbox=tag, clip_on=True, parse_math=False)
+        at_top = y1 < 0.06 * record.size[1]
+        ax.text(x1, y1, text, size=5.5, va="top" if at_top else "bottom", bbox=tag, clip_on=True, parse_math=False)
 
 
 def figure_2(
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="where images come from")
     parser.add_argument("--images", type=positive, default=4, help="how many: the first ones that have objects")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="these images instead")
-    parser.add_argument("--min-score", type=float, default=0.3, help="detections of Figure 2 below it are not drawn")
+    parser.add_argument("--min-score", type=float, default=0.2, help="detections of Figure 2 below it are not drawn")
     parser.add_argument("--output", type=Path, default=Path("runs/figures"), help="the folder for the pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(arguments)

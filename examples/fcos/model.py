@@ -127,7 +127,11 @@ class ExtraLevels(ExtraFPNBlock):  # type: ignore[misc]
 def _tower(width: int, count: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(count):
-        layers += [nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(width // 8, width), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(min(32, width // 2), width),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
