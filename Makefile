@@ -33,7 +33,7 @@ demo: $(library)  ## write the paper's Figure 1 to demo/figure1.png (ARGS="--hel
 	@.venv/bin/python examples/demo.py $(ARGS)
 
 # Small enough for a CPU; examples/fcos/README.md has the paper's settings.
-quick := --size 128 --width 64 --batch 8 --epochs 10 --augment flip --cache ram --channels-last --eval-every 5
+quick := --size 128 --width 64 --batch 8 --epochs 12 --augment flip --cache ram --channels-last --eval-every 5
 checkpoint = runs/quick/resnet18-$(1)-0/last.pt
 train: $(library)  ## train FCOS on drawn images with both strategies: runs/quick gets a table and two figures
 	@.venv/bin/python examples/fcos/compare.py runs/quick --seeds 0 $(ARGS) -- $(quick)
