@@ -40,7 +40,8 @@ import torch
 
 import mgassign
 from mgassign import reference
-from scenarios import COCO_BOXES, SCENARIOS, Inputs, make_inputs
+from peers import PEERS
+from scenarios import COCO_BOXES, GROWTH, SCENARIOS, Inputs, make_inputs
 
 OPERATORS = {  # and which inputs they take, after the grid
     "mutual_guidance_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
@@ -133,6 +134,10 @@ def do_job(args: argparse.Namespace) -> dict[str, Any]:
     """The work of one child process."""
     torch.set_num_threads(args.threads)
     name, what, *by = args.job
+    if what == "peer":
+        import bench_peers  # which imports this module
+
+        return bench_peers.measure(args, name, by[0])
     inputs = make_inputs(SCENARIOS[name], args.data)
     if what == "check":
         return check(inputs)
@@ -222,16 +227,25 @@ def parse_arguments() -> argparse.Namespace:
         "--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu; cuda: see bench_cuda.py)"
     )
     option("--json", type=Path, metavar="FILE", help="write machine, versions and all figures there")
+    option(
+        "--peers", nargs="?", const=",".join(PEERS), metavar="A,B,...",
+        help=f"instead, measure beside other packages: {', '.join(PEERS)} (default: all); --json FILE then gains the "
+        "rows measured, with FILE.md and FILE.png beside it",
+    )  # fmt: skip
     option("--job", nargs="+", help=argparse.SUPPRESS)  # what a child process is started for
     args = parser.parse_args()
     if args.data is None and os.environ.get("MGASSIGN_DATA"):
         args.data = Path(os.environ["MGASSIGN_DATA"])
-    every = [name for name in SCENARIOS if name != "R" or args.data]
-    args.scenarios = args.scenarios.split(",") if args.scenarios else every
+    known = {**SCENARIOS, **GROWTH} if args.peers else SCENARIOS
+    every = [*WITH_REFERENCE, *GROWTH] if args.peers else list(SCENARIOS)
+    args.scenarios = args.scenarios.split(",") if args.scenarios else [s for s in every if s != "R" or args.data]
+    args.peers = args.peers and args.peers.split(",")
 
     wrong = None
-    if unknown := [name for name in args.scenarios if name not in SCENARIOS]:
-        wrong = f"--scenarios: no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}"
+    if unknown := [name for name in args.scenarios if name not in known]:
+        wrong = f"--scenarios: no scenario {unknown[0]!r}; there are {', '.join(known)}"
+    elif unknown := [name for name in args.peers or () if name not in PEERS]:
+        wrong = f"--peers: no peer {unknown[0]!r}; there are {', '.join(PEERS)}"
     elif "R" in args.scenarios and (args.data is None or not (args.data / COCO_BOXES).is_file()):
         wrong = f"--data: scenario R needs a folder with {COCO_BOXES}, got {args.data}"
     elif args.json and not args.json.absolute().parent.is_dir():
@@ -257,6 +271,10 @@ def main() -> int:
     if args.job:
         print(json.dumps(do_job(args)))
         return 0
+    if args.peers:
+        import bench_peers  # which imports this module
+
+        return bench_peers.run(args)
     run = describe_run(args)
     if args.device == "cuda":
         import bench_cuda

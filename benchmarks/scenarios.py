@@ -19,7 +19,7 @@ are raised by 5 at its class.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,8 @@ SCENARIOS = {
     "S2000": Scenario(1, *_LARGE_GRID, 2000, sides=(8, 24)),
     "call": Scenario(1, (320, 320), (8, 16, 32, 64), 1),
 }
+GROWTH = {f"N{n}": replace(SCENARIOS["S20"], objects=n) for n in (10, 30, 100, 300, 1000, 2000, 5000)}
+"""More and more small objects in one image."""
 
 
 class Inputs(NamedTuple):

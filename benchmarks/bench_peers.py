@@ -1,0 +1,202 @@
+"""mgassign beside its peers, on the same inputs: what `bench_assign.py --peers` runs.
+
+Each peer works in a process of its own, in which mgassign's operator for the same job is timed in turn with it: one call
+of the one, one of the other, and so on. The ratio is that of each such pair, so what slows the machine down for a while
+slows both sides of a pair. A call of less than a tenth of a second is made once more directly before the timed one,
+without being timed: each side finds its own data in the caches.
+
+A process may take MEMORY_LIMIT of memory and bench_assign's JOB_LIMIT_S of time; one that wants more is a row that says so.
+
+Two counts say what a call asks of PyTorch's dispatcher. *Dispatched* are the operators that reach the device's kernels.
+*Waits* are those among them that, on CUDA, make the host wait until the device has done all that was asked of it before:
+their result is a Python number or has a shape that depends on values. It is a lower bound: small uploads
+(`torch.tensor(number, device=...)`) wait too, and cannot be told apart on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bench_assign
+from peers import PEERS, Adapter, Peer, report
+from scenarios import GROWTH, SCENARIOS, make_inputs
+
+ALL_SCENARIOS = {**SCENARIOS, **GROWTH}
+MEMORY_LIMIT = 12 * 2**30
+SHORT_NS = 10**8
+LEAST_AGREEMENT = 0.99  # share of the points, where a peer computes the same thing up to its own rounding
+
+aten = torch.ops.aten
+ALWAYS_WAIT = {
+    aten._local_scalar_dense,  # item(), int(), bool(), an if, a tensor as a size or as an index of a list
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten.bincount,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.unique_dim,
+}
+
+
+def waits_for_device(operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    packet = operator.overloadpacket
+    if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+        # Masks are turned into indices by nonzero, unless a single number is written: that is a masked_fill.
+        masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+        return bool(masks) and (packet is aten.index or args[2].numel() != 1)
+    if packet is aten.repeat_interleave:
+        return kwargs.get("output_size") is None
+    return packet in ALWAYS_WAIT
+
+
+class _Operators(TorchDispatchMode):
+    dispatched = waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.dispatched += 1
+        self.waits += waits_for_device(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    """What the dispatcher does not show when everything is on the CPU anyway."""
+
+    def __init__(self, operators: _Operators) -> None:
+        super().__init__()
+        self.operators = operators
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        before = self.operators.waits
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.one_hot:
+            self.operators.waits = before  # it looks at its values on the CPU alone
+        elif func in (Tensor.cpu, Tensor.numpy, Tensor.tolist):
+            self.operators.waits = before + 1
+        return result
+
+
+def count_operators(call: Callable[[], Any]) -> dict[str, int]:
+    with _Operators() as operators, _Functions(operators):
+        call()
+    return {"dispatched": operators.dispatched, "waits": operators.waits}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return {"median": statistics.median(values), "p10": deciles[0], "p90": deciles[-1]}
+
+
+def time_pairs(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, budget_s: float) -> dict[str, Any]:
+    """Times the two in turn: at least three pairs, at most ``repeats``."""
+
+    def once(call: Callable[[], Any]) -> int:
+        start = perf_counter_ns()
+        call()
+        return perf_counter_ns() - start
+
+    calls, times = (ours, theirs), ([], [])
+    latest = [once(call) for call in calls]
+    gc.collect()
+    gc.disable()
+    end = perf_counter() + budget_s
+    while len(times[0]) < 3 or (len(times[0]) < repeats and perf_counter() < end):
+        for side, call in enumerate(calls):
+            if latest[side] < SHORT_NS:
+                call()
+            latest[side] = once(call)
+            times[side].append(latest[side] / 1e6)
+    gc.enable()
+    ratio = [their / our for our, their in zip(*times, strict=True)]
+    return {"pairs": len(ratio), "mgassign_ms": spread(times[0]), "peer_ms": spread(times[1]), "ratio": spread(ratio)}
+
+
+def compare(peer: Peer, ours: Any, owners: Tensor) -> dict[str, float]:
+    """How many points each gives an object on average; how many they share, where both compute the same.
+
+    Raises:
+        ValueError: if those are too few to call it the same.
+    """
+    expected = ours.cls if peer.dynamic else ours.original
+    objects = max(ours.num_points.numel(), 1)
+    result = {
+        "points_per_object": int((owners >= 0).sum()) / objects,
+        "mgassign_points_per_object": int((expected >= 0).sum()) / objects,
+    }
+    if peer.same_job:
+        result["agreement"] = float((owners == expected).double().mean())
+        if result["agreement"] < LEAST_AGREEMENT:
+            raise ValueError(f"only {result['agreement']:.2%} of the points get the same object")
+    return result
+
+
+def measure(args: argparse.Namespace, scenario: str, name: str) -> dict[str, Any]:
+    """The work of one child process."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+    peer, stamp = PEERS[name], datetime.now(timezone.utc).isoformat(timespec="seconds")
+    try:
+        adapter = peer.load()
+        for inputs in (
+            make_inputs(replace(SCENARIOS["call"], images=16)),
+            make_inputs(ALL_SCENARIOS[scenario], args.data),
+        ):
+            theirs: Adapter = adapter(inputs)
+            ours = bench_assign.make_call(peer.operator, "mgassign", inputs)
+            found, results = ours(), theirs()  # loads code, starts threads, compiles
+        row = {"date": stamp, **compare(peer, found, theirs.owners(results))}
+        del found, results
+        row["extra_bytes"] = bench_assign.peak_extra_bytes(theirs)
+        row["mgassign_extra_bytes"] = bench_assign.peak_extra_bytes(ours)
+        if not name.endswith("compiled"):  # which would run uncompiled while its operators are counted
+            row |= count_operators(theirs)
+        row |= {f"mgassign_{key}": value for key, value in count_operators(ours).items()}
+        return row | time_pairs(ours, theirs, args.repeats, args.budget)
+    except (RuntimeError, MemoryError) as error:
+        if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        return {"date": stamp, "failed": f"out of memory: more than {MEMORY_LIMIT >> 30} GiB"}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures ``args.peers`` on ``args.scenarios`` and prints the table; with ``args.json`` that file gains the rows."""
+    content: dict[str, Any] = {
+        "run": {key: value for key, value in bench_assign.describe_run(args).items() if key not in ("date", "load_before")},
+        "scenarios": {},
+    }  # fmt: skip
+    content["run"]["peers"] = {key: value for peer in PEERS.values() for key, value in (peer.versions or {}).items()}
+    if args.json and args.json.exists():
+        earlier = json.loads(args.json.read_text())
+        if earlier["run"] != content["run"]:
+            print(f"--json: {args.json} holds figures of another machine, version or setting", file=sys.stderr)
+            return 2
+        content = earlier
+    for scenario in args.scenarios:
+        rows = content["scenarios"].setdefault(scenario, {})
+        for name in args.peers:
+            if PEERS[name].versions is None:
+                rows.setdefault(name, {"failed": "not installed"})
+            else:
+                rows[name] = bench_assign.run_job(args, scenario, "peer", name)
+        if args.json:
+            bench_assign.write_json(args.json, content)
+    print(report.markdown(content))
+    if args.json:
+        report.write_text(args.json.with_suffix(".md"), report.markdown(content))
+        if GROWTH.keys() & content["scenarios"].keys():
+            report.write_plot(args.json.with_suffix(".png"), content)
+    return 0
