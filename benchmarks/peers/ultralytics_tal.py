@@ -19,7 +19,7 @@ class Assigner(Adapter):
         boxes = pad_sequence(inputs.gt_boxes, batch_first=True)
         labels = pad_sequence(inputs.gt_labels, batch_first=True)[..., None]
         # Their padding is all zeros, and a box counts as one where the sum of its coordinates is above 0.
-        is_object = boxes.sum(-1, keepdim=True) > 0
+        is_object = boxes.sum(-1, keepdim=True).gt_(0.0)
         scores = inputs.pred_logits.sigmoid()
         self.arguments = scores, inputs.pred_boxes, inputs.grid.points(), labels, boxes, is_object
 

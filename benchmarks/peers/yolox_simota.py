@@ -35,9 +35,14 @@ class Assigner(Adapter):
     def __call__(self) -> list[Tensor]:
         results = []
         for image, (boxes, labels) in enumerate(self.objects):
+            if len(boxes) == 0:  # the head does not ask then
+                none = boxes.new_empty(0)
+                results += [labels, boxes.new_zeros(self.boxes.shape[1], dtype=torch.bool), none, labels]
+                continue
             matched_classes, positive, ious, matched, _ = self.head.get_assignments(
                 image, len(boxes), self.boxes.shape[1], boxes, labels, self.boxes[image],
-                self.strides, self.columns, self.rows, self.logits, self.objectness,
+                self.strides, self.columns, self.rows, self.logits, self.boxes, self.objectness,
+                None, None,  # labels and images of the batch, which it does not look at
             )  # fmt: skip
             results += [matched_classes, positive, ious, matched]
         return results
