@@ -199,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.markdown(content))
     if args.json:
         report.write_text(args.json.with_suffix(".md"), report.markdown(content))
-        if GROWTH.keys() & content["scenarios"].keys():
+        grown = [row for name in GROWTH for row in content["scenarios"].get(name, {}).values()]
+        if any("failed" not in row for row in grown):
             report.write_plot(args.json.with_suffix(".png"), content)
     return 0
