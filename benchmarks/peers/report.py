@@ -74,7 +74,7 @@ def _growth_table(grown: dict[str, Rows]) -> str:
         for peer in (peer for peer, of in PEERS.items() if of.operator == operator):
             rows = [grown[name].get(peer, {"failed": "-"}) for name in names]
             cells = [
-                row["failed"][:14]
+                row["failed"].partition(":")[0]
                 if "failed" in row
                 else f"{row['peer_ms']['median']:.3g}, {_mebibytes(row['extra_bytes'])}"
                 for row in rows
