@@ -13,6 +13,7 @@ from scenarios import GROWTH, SCENARIOS
 
 Rows = dict[str, dict[str, Any]]  # by the peer's name
 MIB = 2**20
+LEAST_MIB = 0.1  # what the measurement resolves
 DYNAMIC, STATIC = "mutual_guidance_assign", "fcos_assign"
 # On two threads of a CPU: what is compared, in which scenarios, at least how many times.
 TIME_AIMS = [("fastest dynamic peer", "AC", 12), ("fastest dynamic peer", "BDE", 25), ("reference", "A", 25)]
@@ -53,13 +54,11 @@ def _table(scenarios: dict[str, Rows]) -> str:
                 cells += [_mebibytes(row["extra_bytes"]), _mebibytes(row["mgassign_extra_bytes"])]
                 cells += [_count(row, "dispatched"), _count(row, "waits"), f"{row['points_per_object']:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
-    ours = {
-        f"`{PEERS[peer].operator}` {_count(row, 'mgassign_dispatched')} operators, {_count(row, 'mgassign_waits')} waits"
-        for rows in scenarios.values()
-        for peer, row in rows.items()
-        if "failed" not in row
-    }
-    return "\n".join(lines) + (f"\n\nmgassign: {'; '.join(sorted(ours))}." if ours else "") if scenarios else ""
+    ours = [row for rows in scenarios.values() for row in _measured(rows).values()]
+    if not ours:
+        return "\n".join(lines) if scenarios else ""
+    operators, waits = (max(row[f"mgassign_{key}"] for row in ours) for key in ("dispatched", "waits"))
+    return "\n".join(lines) + f"\n\nmgassign: at most {operators} operators and {waits} waits."
 
 
 def _growth_table(grown: dict[str, Rows]) -> str:
@@ -69,14 +68,15 @@ def _growth_table(grown: dict[str, Rows]) -> str:
         "|---|" + "--:|" * len(names),
     ]
     for operator in (DYNAMIC, STATIC):
-        cells = [f"{ms:.3g}, {_mebibytes(extra)}" for _, ms, extra in ours_by_objects(grown, operator)]
+        ours = {n: f"{_number(ms)}, {_mebibytes(extra)}" for n, ms, extra in ours_by_objects(grown, operator)}
+        cells = [ours.get(GROWTH[name].objects or 0, "-") for name in names]
         lines.append(f"| **mgassign** `{operator}` | {' | '.join(cells)} |")
         for peer in (peer for peer, of in PEERS.items() if of.operator == operator):
             rows = [grown[name].get(peer, {"failed": "-"}) for name in names]
             cells = [
                 row["failed"].partition(":")[0]
                 if "failed" in row
-                else f"{row['peer_ms']['median']:.3g}, {_mebibytes(row['extra_bytes'])}"
+                else f"{_number(row['peer_ms']['median'])}, {_mebibytes(row['extra_bytes'])}"
                 for row in rows
             ]
             lines.append(f"| {PEERS[peer].about} | {' | '.join(cells)} |")
@@ -95,14 +95,14 @@ def _aims(scenarios: dict[str, Rows]) -> str:
                 aim = f"{name}: `{PEERS[peer].operator}` against the {whom}: {least} times as fast"
                 if whom in PEERS:
                     aim = f"{name}: `{PEERS[peer].operator}` against {PEERS[whom].about}: {least} times as fast"
-                lines.append(f"| {aim} | {found:.3g} times ({PEERS[peer].about}) | {_yes(found >= least)} |")
+                lines.append(f"| {aim} | {_number(found)} times ({PEERS[peer].about}) | {_yes(found >= least)} |")
     for name in "BE":
         rows = {peer: row for peer, row in _measured(scenarios.get(name, {})).items() if row["extra_bytes"]}
         if among := _real_dynamic(rows):
             peer = min(among, key=lambda name: rows[name]["extra_bytes"])
             found = rows[peer]["extra_bytes"] / max(rows[peer]["mgassign_extra_bytes"], 1)
             aim = f"{name}: extra memory at most 1/{MEMORY_AIM} of the leanest dynamic peer's"
-            lines.append(f"| {aim} | 1/{found:.3g} ({PEERS[peer].about}) | {_yes(found >= MEMORY_AIM)} |")
+            lines.append(f"| {aim} | 1/{_number(found)} ({PEERS[peer].about}) | {_yes(found >= MEMORY_AIM)} |")
     grown = {name: rows for name, rows in scenarios.items() if name in GROWTH}
     points = [(n, ms) for n, ms, _ in ours_by_objects(grown, DYNAMIC) if n >= SLOPE_FROM]
     if len(points) > 1:
@@ -142,19 +142,29 @@ def write_plot(path: Path, content: dict[str, Any]) -> None:
         rows = {GROWTH[name].objects: _measured(rows).get(peer) for name, rows in grown.items()}
         values = [(n, row["peer_ms"]["median"], row["extra_bytes"]) for n, row in sorted(rows.items()) if row]
         series[of.about] = (values, of.operator)
-    for rank, (label, (values, operator)) in enumerate(series.items()):
-        ours = label.startswith("mgassign ")
+    colors = iter([f"C{i}" for i in range(10)] * 2)
+    for label, (values, operator) in series.items():
+        if not values:
+            continue
         style: dict[str, Any] = {"ls": "-" if operator == DYNAMIC else "--", "marker": "o", "ms": 4, "label": label}
-        style |= {"color": "black", "lw": 2.6, "zorder": 3} if ours else {"color": f"C{rank - 2}", "lw": 1.3}
-        for panel, of_panel in zip(panels, (1, 2), strict=True):
-            drawn = [(value[0], value[of_panel]) for value in values if value[of_panel]]
-            scaled = [y if of_panel == 1 else y / MIB for _, y in drawn]
-            panel.plot([x for x, _ in drawn], scaled, **style)
-    for panel, title in zip(panels, ("Time of a call, ms", "Extra memory at the peak of a call, MiB"), strict=True):
+        if label.startswith("mgassign "):
+            style |= {"color": "black", "lw": 2.6, "zorder": 3}
+        elif label.startswith("mgassign.reference"):
+            style |= {"color": "0.35" if "eager" in label else "0.65", "lw": 1.3}
+        else:
+            style |= {"color": next(colors), "lw": 1.3}
+        panels[0].plot([n for n, _, _ in values], [ms for _, ms, _ in values], **style)
+        sized = [(n, max(extra / MIB, LEAST_MIB)) for n, _, extra in values if extra is not None]
+        panels[1].plot([n for n, _ in sized], [mebibytes for _, mebibytes in sized], **style)
+    titles = ("Time of a call, ms", f"Extra memory at the peak of a call, MiB (lowest line: {LEAST_MIB} or less)")
+    for panel, title in zip(panels, titles, strict=True):
         panel.set(xscale="log", yscale="log", xlabel="objects in the image", title=title)
+        panel.set_xticks([10, 100, 1000, 5000], ["10", "100", "1,000", "5,000"])
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.4g}")
         panel.grid(which="both", alpha=0.25)
     figure.suptitle(
-        "Label assignment, one image of 17,064 points, objects of 8 to 24 px. A line ends where memory did."
+        "Label assignment, one image of 17,064 points, objects of 8 to 24 px; "
+        "solid: predictions decide; a line ends where 12 GiB did not suffice"
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
@@ -188,7 +198,11 @@ def _in_order(rows: Rows) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _spread(of: dict[str, float]) -> str:
-    return f"{of['median']:.3g} ({of['p10']:.3g} to {of['p90']:.3g})"
+    return f"{_number(of['median'])} ({_number(of['p10'])} to {_number(of['p90'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _mebibytes(count: float | None) -> str:
