@@ -160,7 +160,7 @@ def write_plot(path: Path, content: dict[str, Any]) -> None:
     for panel, title in zip(panels, titles, strict=True):
         panel.set(xscale="log", yscale="log", xlabel="objects in the image", title=title)
         panel.set_xticks([10, 100, 1000, 5000], ["10", "100", "1,000", "5,000"])
-        panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.4g}")
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
         panel.grid(which="both", alpha=0.25)
     figure.suptitle(
         "Label assignment, one image of 17,064 points, objects of 8 to 24 px; "
