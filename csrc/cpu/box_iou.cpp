@@ -7,16 +7,10 @@ namespace mgassign::cpu {
 
 namespace {
 
-struct BoxArrays {
-  std::vector<float> x1, y1, x2, y2, area;
-};
-
-MGASSIGN_VECTOR void iou_with_all(const Box& box, const BoxArrays& others, float* iou) {
+MGASSIGN_VECTOR void iou_with_all(const Box& box, const Objects& others, float* iou) {
   const float area = area_of(box);
-  const int64_t count = static_cast<int64_t>(others.area.size());
-  const float *x1 = others.x1.data(), *y1 = others.y1.data(), *x2 = others.x2.data(), *y2 = others.y2.data();
-  const float* other_area = others.area.data();
-  for (int64_t g = 0; g < count; ++g) iou[g] = iou_of(box, area, {x1[g], y1[g], x2[g], y2[g]}, other_area[g]);
+  for (int64_t g = 0; g < others.count; ++g)
+    iou[g] = iou_of(box, area, {others.x1[g], others.y1[g], others.x2[g], others.y2[g]}, others.area[g]);
 }
 
 // Boxes that are none become empty ones, which overlap nothing.
@@ -39,15 +33,11 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
   Tensor result = new_tensor(boxes, {rows, columns}, ScalarType::Float);
   float* const iou = result.mutable_data_ptr<float>();
 
-  BoxArrays others;
+  ObjectArrays others(columns);
   with_strided<2>(gt_boxes, [&](const auto& view) {
     for (int64_t g = 0; g < columns; ++g) {
       const Box box = load(view, g);
-      others.x1.push_back(box.x1);
-      others.y1.push_back(box.y1);
-      others.x2.push_back(box.x2);
-      others.y2.push_back(box.y2);
-      others.area.push_back(area_of(box));
+      others.set(g, {box, area_of(box), static_cast<int32_t>(g)});
     }
   });
   with_strided<2>(boxes, [&](const auto& view) {
@@ -55,7 +45,7 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
     const int64_t blocks = (rows + kBlock - 1) / kBlock;
     for_each_unit(blocks, threads_for(blocks, rows * columns), [&](int64_t block, int64_t) {
       for (int64_t j = block * kBlock; j < std::min(rows, (block + 1) * kBlock); ++j)
-        iou_with_all(load(view, j), others, iou + j * columns);
+        iou_with_all(load(view, j), others.view(0, columns), iou + j * columns);
     });
   });
   return result;

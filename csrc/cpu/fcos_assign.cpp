@@ -8,12 +8,13 @@
 
 namespace mgassign::cpu {
 
-void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius, int64_t* owner,
-                     int64_t* num_points) {
+void assign_original(const Grid& grid, const Objects& objects, int64_t num_objects, double center_radius,
+                     int64_t* owner, int64_t* num_points) {
   std::fill_n(owner, grid.num_points, int64_t{-1});
   std::fill_n(num_points, num_objects, int64_t{0});
-  for (const Object* object = objects.begin; object != objects.end; ++object) {
-    const Box& box = object->box;
+  for (int64_t k = 0; k < objects.count; ++k) {
+    const Object object = objects[k];
+    const Box& box = object.box;
     const float cx = (box.x1 + box.x2) * 0.5f;
     const float cy = (box.y1 + box.y2) * 0.5f;
     int64_t taken = 0;
@@ -34,12 +35,12 @@ void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects
           const float horizontal = axis_distances(level.coordinate(column), box.x1, box.x2).longest;
           // Smaller objects came first: a point that is taken stays taken.
           if (owner_of_row[column] >= 0 || !level.accepts(larger(horizontal, vertical))) continue;
-          owner_of_row[column] = object->index;
+          owner_of_row[column] = object.index;
           ++taken;
         }
       }
     }
-    num_points[object->index] = taken;
+    num_points[object.index] = taken;
   }
 }
 

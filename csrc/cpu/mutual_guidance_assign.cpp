@@ -50,17 +50,23 @@ std::vector<Strip> cut_into_strips(const Grid& grid, int64_t tiles_high) {
   return strips;
 }
 
-// Bitwise, not short-circuit: a branch here would be mispredicted half the time.
-bool touches(const Box& a, const Box& b) { return (a.x1 < b.x2) & (a.x2 > b.x1) & (a.y1 < b.y2) & (a.y2 > b.y1); }
-
-// Copies the objects that touch the bounds, in the same order.
-ImageObjects touching(const Box& bounds, ImageObjects objects, Object* found) {
-  Object* end = found;
-  for (const Object* object = objects.begin; object != objects.end; ++object) {
-    *end = *object;
-    end += touches(object->box, bounds);
+// Finds the objects that touch the bounds, in their order: writes their places to found, returns how many.
+// A block's answers first, by vector code, then a loop without a branch: it would be mispredicted too often.
+MGASSIGN_VECTOR int64_t touching(const Box& bounds, const Objects& objects, int32_t* found) {
+  constexpr int64_t kBlock = 64;
+  int64_t count = 0;
+  for (int64_t first = 0; first < objects.count; first += kBlock) {
+    const int64_t size = std::min(kBlock, objects.count - first);
+    uint8_t hit[kBlock];
+    for (int64_t i = 0; i < size; ++i)
+      hit[i] = (objects.x1[first + i] < bounds.x2) & (objects.x2[first + i] > bounds.x1) &
+               (objects.y1[first + i] < bounds.y2) & (objects.y2[first + i] > bounds.y1);
+    for (int64_t i = 0; i < size; ++i) {
+      found[count] = static_cast<int32_t>(first + i);
+      count += hit[i];
+    }
   }
-  return {found, end};
+  return count;
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -99,15 +105,14 @@ MGASSIGN_VECTOR void prepare(Tile& tile) {
   tile.bounds = {x1[0], y1[0], x2[0], y2[0]};
 }
 
-MGASSIGN_VECTOR void fit(Tile& tile, ImageObjects objects) {
-  for (const Object* object = objects.begin; object != objects.end; ++object) {
-    const Box box = object->box;
-    const float area = object->area;
-    const int32_t index = object->index;
+// Lets the objects at the given places compete for the tile's points.
+MGASSIGN_VECTOR void fit(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    const Object object = objects[places[k]];
     for (int i = 0; i < kTilePoints; ++i) {
-      const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], box, area);
+      const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], object.box, object.area);
       const bool better = iou > tile.score[i];
-      tile.owner[i] = better ? index : tile.owner[i];
+      tile.owner[i] = better ? object.index : tile.owner[i];
       tile.score[i] = better ? iou : tile.score[i];
     }
   }
@@ -116,13 +121,14 @@ MGASSIGN_VECTOR void fit(Tile& tile, ImageObjects objects) {
 // Scratch space of one thread in pass 2.
 struct Workspace {
   std::vector<Tile> tiles;
-  std::vector<Object> near_strip, near_tile;
+  ObjectArrays near_strip;
+  std::vector<int32_t> found;
   Amplifier amplifier;
 
   Workspace(int64_t widest_level, int64_t most_objects, double sigma, Activation activation, bool level_gate)
       : tiles((widest_level + kTileColumns - 1) / kTileColumns),
-        near_strip(most_objects + 1),
-        near_tile(most_objects + 1),
+        near_strip(most_objects),
+        found(most_objects + 1),
         amplifier(sigma, activation, level_gate, widest_level) {}
 };
 
@@ -133,7 +139,7 @@ struct Standing {
 };
 
 template <typename Element>
-void localize_to_classify(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& boxes,
+void localize_to_classify(const Strip& strip, const Objects& objects, const Strided<Element, 3>& boxes,
                           const Element* image, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t tile_width = std::min(level.width, kTileColumns);
@@ -165,10 +171,13 @@ void localize_to_classify(const Strip& strip, ImageObjects objects, const Stride
     grow(bounds, tile.bounds);
   }
 
-  const ImageObjects near_strip = touching(bounds, objects, workspace.near_strip.data());
+  int32_t* const found = workspace.found.data();
+  const int64_t num_near = touching(bounds, objects, found);
+  for (int64_t k = 0; k < num_near; ++k) workspace.near_strip.set(k, objects[found[k]]);
+  const Objects near_strip = workspace.near_strip.view(0, num_near);
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    fit(tile, touching(tile.bounds, near_strip, workspace.near_tile.data()));
+    fit(tile, near_strip, found, touching(tile.bounds, near_strip, found));
     for_each_point(t, [&](int i, int64_t j) {
       standing.owner[j] = tile.owner[i];
       standing.score[j] = tile.score[i];
@@ -177,7 +186,7 @@ void localize_to_classify(const Strip& strip, ImageObjects objects, const Stride
 }
 
 template <typename Element>
-void classify_to_localize(const Strip& strip, ImageObjects objects, const Strided<Element, 3>& logits,
+void classify_to_localize(const Strip& strip, const Objects& objects, const Strided<Element, 3>& logits,
                           const Element* image, const int64_t* labels, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t first = level.first_point + strip.rows.begin * level.width;
@@ -191,11 +200,12 @@ void classify_to_localize(const Strip& strip, ImageObjects objects, const Stride
     standing.owner[j] = object;
   };
   const float top = level.coordinate(strip.rows.begin), bottom = level.coordinate(strip.rows.end - 1);
-  for (const Object* object = objects.begin; object != objects.end; ++object) {
-    if (!(object->box.y1 < bottom && object->box.y2 > top)) continue;
-    const Element* const column = image + labels[object->index] * logits.stride[2];
+  for (int64_t k = 0; k < objects.count; ++k) {
+    if (!(objects.y1[k] < bottom && objects.y2[k] > top)) continue;
+    const Object object = objects[k];
+    const Element* const column = image + labels[object.index] * logits.stride[2];
     workspace.amplifier.add(
-        level, strip.rows, object->box, object->index,
+        level, strip.rows, object.box, object.index,
         [&](int64_t j) { return static_cast<float>(column[j * logits.stride[1]]); }, take);
   }
   workspace.amplifier.flush(take);
@@ -244,12 +254,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   // Pass 1: the original strategy.
   const int64_t work = num_images * num_points;
   for_each_unit(num_images, threads_for(num_images, work), [&](int64_t image, int64_t) {
-    const ImageObjects objects = batch.rank(image);
+    const Objects objects = batch.rank(image);
     int64_t* const counts_of_image = num_positives + batch.first(image);
     assign_original(grid, objects, batch.size(image), center_radius, original_owner + image * num_points,
                     counts_of_image);
-    for (const Object* object = objects.begin; object != objects.end; ++object)
-      counts_of_image[object->index] = std::max(counts_of_image[object->index], min_points);
+    for (int64_t k = 0; k < objects.count; ++k) {
+      int64_t& wanted = counts_of_image[objects.index[k]];
+      wanted = std::max(wanted, min_points);
+    }
   });
 
   // Pass 2: competition.

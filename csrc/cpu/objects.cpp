@@ -7,7 +7,8 @@ ObjectBatch::ObjectBatch(const float* boxes, std::vector<int64_t> offsets, const
       labels_(labels),
       offsets_(std::move(offsets)),
       num_valid_(offsets_.size() - 1),
-      objects_(new Object[offsets_.back()]) {}
+      keys_(offsets_.back()),
+      objects_(offsets_.back()) {}
 
 int64_t ObjectBatch::largest_image() const {
   int64_t largest = 0;
@@ -15,24 +16,24 @@ int64_t ObjectBatch::largest_image() const {
   return largest;
 }
 
-ImageObjects ObjectBatch::rank(int64_t image) {
-  Object* const begin = objects_.get() + first(image);
-  Object* end = begin;
+Objects ObjectBatch::rank(int64_t image) {
+  const float* const boxes = boxes_ + 4 * first(image);
+  const auto object = [&](int64_t i) {
+    const Box box{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
+    return Object{box, area_of(box), static_cast<int32_t>(i)};
+  };
+  // Areas of valid boxes are not negative, so their bits are in the areas' own order.
+  uint64_t* const keys = keys_.data() + first(image);
+  int64_t count = 0;
   for (int64_t i = 0; i < size(image); ++i) {
-    const int64_t row = first(image) + i;
-    const Box box{boxes_[4 * row], boxes_[4 * row + 1], boxes_[4 * row + 2], boxes_[4 * row + 3]};
-    const bool padding = labels_ && labels_[row] == -1;
-    if (is_valid(box) && !padding) *end++ = {box, area_of(box), static_cast<int32_t>(i)};
+    const bool padding = labels_ && labels_[first(image) + i] == -1;
+    const Object candidate = object(i);
+    if (is_valid(candidate.box) && !padding) keys[count++] = uint64_t{bits_of(candidate.area)} << 32 | i;
   }
-  std::sort(begin, end,
-            [](const Object& a, const Object& b) { return smaller_object(a.area, a.index, b.area, b.index); });
-  num_valid_[image] = end - begin;
-  return {begin, end};
-}
-
-ImageObjects ObjectBatch::ranked(int64_t image) const {
-  const Object* const begin = objects_.get() + first(image);
-  return {begin, begin + num_valid_[image]};
+  std::sort(keys, keys + count);
+  num_valid_[image] = count;
+  for (int64_t k = 0; k < count; ++k) objects_.set(first(image) + k, object(keys[k] & 0xffffffff));
+  return ranked(image);
 }
 
 }  // namespace mgassign::cpu

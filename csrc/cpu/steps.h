@@ -17,12 +17,43 @@ struct Object {
   int32_t index;
 };
 
-// The valid objects of one image, smaller area first, then lower index. Visiting them in this order and
+// A view of objects, an array for each property: what looks at many of them is vector code.
+// Those of one image are the valid ones, smaller area first, then lower index. Visiting them in this order and
 // replacing only what is strictly worse settles every tie as the rules ask.
-struct ImageObjects {
-  const Object* begin;
-  const Object* end;
-  int64_t count() const { return end - begin; }
+struct Objects {
+  const float *x1, *y1, *x2, *y2, *area;
+  const int32_t* index;
+  int64_t count;
+
+  Object operator[](int64_t k) const { return {{x1[k], y1[k], x2[k], y2[k]}, area[k], index[k]}; }
+};
+
+// The memory behind such a view.
+class ObjectArrays {
+ public:
+  explicit ObjectArrays(int64_t size) : x1_(size), y1_(size), x2_(size), y2_(size), area_(size), index_(size) {}
+
+  void set(int64_t k, const Object& object) {
+    x1_[k] = object.box.x1;
+    y1_[k] = object.box.y1;
+    x2_[k] = object.box.x2;
+    y2_[k] = object.box.y2;
+    area_[k] = object.area;
+    index_[k] = object.index;
+  }
+  Objects view(int64_t first, int64_t count) const {
+    return {x1_.data() + first,
+            y1_.data() + first,
+            x2_.data() + first,
+            y2_.data() + first,
+            area_.data() + first,
+            index_.data() + first,
+            count};
+  }
+
+ private:
+  std::vector<float> x1_, y1_, x2_, y2_, area_;
+  std::vector<int32_t> index_;
 };
 
 // The objects of a batch, image by image.
@@ -38,21 +69,22 @@ class ObjectBatch {
   int64_t largest_image() const;
 
   // Sorts out and orders the objects of one image; different images may be ranked at once.
-  ImageObjects rank(int64_t image);
+  Objects rank(int64_t image);
   // The same, once rank(image) has run.
-  ImageObjects ranked(int64_t image) const;
+  Objects ranked(int64_t image) const { return objects_.view(first(image), num_valid_[image]); }
 
  private:
   const float* boxes_;
   const int64_t* labels_;
   std::vector<int64_t> offsets_;
   std::vector<int64_t> num_valid_;
-  std::unique_ptr<Object[]> objects_;
+  std::vector<uint64_t> keys_;  // what rank() sorts
+  ObjectArrays objects_;
 };
 
 // FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
-void assign_original(const Grid& grid, ImageObjects objects, int64_t num_objects, double center_radius, int64_t* owner,
-                     int64_t* num_points);
+void assign_original(const Grid& grid, const Objects& objects, int64_t num_objects, double center_radius,
+                     int64_t* owner, int64_t* num_points);
 
 // For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
 // Holds the scratch space for one image at a time.
