@@ -43,7 +43,8 @@ def panel(ax: Axes, record: Record) -> None:
 
 
 def panels(records: Sequence[Record], rows: int, per_row: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3 * per_row, 3 * rows + 0.4), layout="constrained")  # 0.4 for a title or legend
+    tallest = max(height / width for width, height in (record.size for record in records))
+    figure = Figure(figsize=(3 * per_row, 3 * tallest * rows + 0.5), layout="constrained")  # 0.5 for a title or legend
     axes = figure.subplots(rows, per_row, squeeze=False)
     return figure, [ax for row in axes for ax in row]
 
