@@ -25,7 +25,7 @@ import figures
 import profile_step
 import train
 from drawn import draw_set
-from losses import Criterion
+from losses import LOSSES, Criterion
 from mgassign import Assignment, PointGrid
 from model import FCOS, Predictions
 from runs import command
@@ -163,6 +163,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatc
     assert list((tmp_path / "parts").glob("events.out.tfevents.*"))
 
 
+def test_the_original_strategy_may_come_first(data, tmp_path):
+    for name, more in {"original": [], "mutual": [], "both": ["--original-epochs", "1"]}.items():
+        assigner = "original" if name == "original" else "mutual"
+        assert train.main([str(tmp_path / name), *options(data, "--assigner", assigner, *more)]) == 0
+    original, mutual, both = (metrics_of(tmp_path / name) for name in ("original", "mutual", "both"))
+    assert both[:2] == original[:2]  # an epoch has two steps
+    assert both[0] != mutual[0]
+    assert both[2] != original[2]
+
+
+def test_the_loss_of_boxes_is_weighted(data, tmp_path):
+    for weight in ("1", "3"):
+        more = options(data, "--box-weight", weight, "--original-epochs", "2")
+        assert train.main([str(tmp_path / weight), *more]) == 0
+    one, three = (metrics_of(tmp_path / weight) for weight in ("1", "3"))
+    for lines, weight in ((one, 1), (three, 3)):
+        for line in lines:
+            assert line["loss"] == pytest.approx(line["class"] + weight * line["box"] + line["centerness"], rel=1e-5)
+    # The weight changes what is learned, not what the first prediction costs.
+    assert [three[0][name] for name in LOSSES] == [one[0][name] for name in LOSSES]
+    assert three[1]["box"] != one[1]["box"]
+
+
 def test_two_processes_train_like_one(data, tmp_path):
     """torchrun on CPU: the losses of two processes with half a batch each are those of one with all of it."""
     more = options(data, "--assigner", "mutual")
@@ -261,6 +284,8 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
     [
         (["--size", "100"], "--size: expected a multiple of 32, got 100"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--box-weight", "nan"], "--box-weight: expected more than 0, got nan"),
+        (["--original-epochs", "-1"], "--original-epochs: expected at least 0, got -1"),
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
     ],
 )

@@ -38,7 +38,7 @@ class Criterion:
 
     Args:
         grid: Where the points lie.
-        assigner: A name of ``ASSIGNERS``.
+        assigner: A name of ``ASSIGNERS``; may be changed between steps.
         assign: What does the work; ``profile_step.py`` puts plain PyTorch in its place.
         settings: Keywords for ``assign``.
     """
@@ -50,22 +50,22 @@ class Criterion:
         assign: Callable[..., Assignment] = mutual_guidance_assign,
         **settings: float | bool,
     ) -> None:
-        self.grid, self.assign, self.settings = grid, assign, settings
-        self.for_class, self.for_box = ASSIGNERS[assigner]
+        self.grid, self.assigner, self.assign, self.settings = grid, assigner, assign, settings
 
     def __call__(self, predictions: Predictions, boxes: Tensor, labels: Tensor) -> LossSums:
         """Objects padded: boxes float32 [B, G, 4] xyxy in pixels, labels int64 [B, G], -1 for padding; G > 0."""
+        for_class, for_box = ASSIGNERS[self.assigner]
         with record_function("assignment"):
             found = self.assign(self.grid, predictions.boxes, predictions.logits, boxes, labels, **self.settings)
         # Everywhere below all points are computed and the negatives weighted by 0: no shape depends on
         # the data, so a GPU is never waited for.
-        owner = getattr(found, self.for_class)
+        owner = getattr(found, for_class)
         positive = (owner >= 0).float()
         learned = labels.gather(1, owner.clamp(min=0)).clamp(min=0)
         target = torch.zeros_like(predictions.logits).scatter_(2, learned[..., None], positive[..., None])
         class_loss = sigmoid_focal_loss(predictions.logits, target, alpha=0.25, gamma=2, reduction="sum")
 
-        owner = getattr(found, self.for_box)
+        owner = getattr(found, for_box)
         positive_box = (owner >= 0).float()
         of_owner = boxes.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
         centerness = self.centerness(of_owner)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data import Record, TrainingSet, check_images, load_images, read_splits
 from drawn import default_set
 from evaluate import as_percent, detect, truths_of
-from losses import ASSIGNERS, LOSSES
+from losses import ASSIGNERS
 from metrics import voc_ap
 from model import BACKBONES
 from runs import HelpFormatter, RunFolder, UserError, World, command, join_world, load_checkpoint, positive, write_json
@@ -61,6 +61,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("what is trained")
     group.add_argument("--assigner", choices=list(ASSIGNERS), default="mutual", help="who learns what: FCOS's original "
                        "strategy, Localize to Classify or Classify to Localize alone, or both")  # fmt: skip
+    group.add_argument("--original-epochs", type=int, default=0, metavar="N",
+                       help="begin with N epochs of the original strategy")  # fmt: skip
+    group.add_argument("--box-weight", type=float, default=1.0, metavar="W", help="of the loss of boxes beside the other "
+                       "two")  # fmt: skip
     group.add_argument("--min-points", type=int, default=0, metavar="N", help="Mutual Guidance: at least N points each")
     group.add_argument("--no-level-gate", dest="level_gate", action="store_false",
                        help="Mutual Guidance: localization may use any level")  # fmt: skip
@@ -88,9 +92,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("size", "width"):
         if getattr(args, name) % 32:
             parser.error(f"argument --{name}: expected a multiple of 32, got {getattr(args, name)}")
-    if args.lr <= 0:
-        parser.error(f"argument --lr: expected more than 0, got {args.lr}")
-    for name in ("workers", "min_points"):
+    for name in ("lr", "box_weight"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
+    for name in ("workers", "min_points", "original_epochs"):
         if getattr(args, name) < 0:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")
     return args
@@ -160,11 +165,10 @@ class Journal:
         trainer, step = self.trainer, self.trainer.step
         speed = (step - self.clock_step) * trainer.args.batch / (perf_counter() - self.clock)
         self.restart_clock()
-        total = sum(losses[name] for name in LOSSES)
-        values = {"loss": total, **losses, "lr": learning_rate(step - 1, trainer.steps, trainer.args.lr)}
+        values = {**losses, "lr": learning_rate(step - 1, trainer.steps, trainer.args.lr)}
         self.folder.add_metrics(step=step, epoch=epoch, **values, images_per_s=round(speed, 1))
         self._add_curves("train", values)
-        self.bar.set_postfix(loss=f"{total:.3f}", refresh=False)
+        self.bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
 
     def add_scores(self, epoch: int) -> None:
         """Scores the model on --val, and keeps it if it is the best so far."""

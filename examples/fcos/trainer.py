@@ -71,6 +71,7 @@ class Trainer:
         self.criterion = Criterion(
             self.model.grid, args.assigner, min_points=args.min_points, level_gate=args.level_gate
         )
+        self.weights = torch.tensor([1, args.box_weight, 1], device=world.device)
         self.fill = torch.tensor(IMAGENET_MEAN, device=world.device)[:, None, None]
         self.step, self.best = 0, -1.0
         if state:
@@ -91,16 +92,19 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
             predictions = self.network(images)
+        begins = self.step * args.epochs < self.steps * args.original_epochs
+        self.criterion.assigner = "original" if begins else args.assigner
         sums, counts = self.criterion(predictions, boxes, labels)
         counts = self.world.sum(counts).clamp(min=1)
         # Averaged over processes by DistributedDataParallel, hence the factor.
-        loss = (sums / counts).sum() * self.world.size
+        loss = (self.weights * sums / counts).sum() * self.world.size
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
-        losses = dict(zip(LOSSES, self.world.sum(sums) / counts, strict=True))
+        means = self.world.sum(sums) / counts
+        losses = {"loss": (self.weights * means).sum(), **dict(zip(LOSSES, means, strict=True))}
         return losses | {"positives": counts[0], "box_positives": counts[2]}
 
     def state(self) -> dict[str, Any]:
