@@ -161,6 +161,67 @@ def test_special_predictions(run):
         check_parity(run, "mutual_guidance_assign", *arguments_of(of, activation=activation))
 
 
+def compete_for_classes(run: Run, predictions: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
+    """Each prediction's object, which the CPU agrees with."""
+    count = len(objects)
+    grid = PointGrid.from_features([(1, len(predictions))], strides=(8,))
+    generator = torch.Generator().manual_seed(15)
+    of = scene_of(grid, [objects], 3, generator)
+    of = Scene(grid, predictions[None], of.pred_logits, [objects], [torch.arange(count) % 3])
+    return check_parity(run, "mutual_guidance_assign", *arguments_of(of, min_points=len(predictions)))[0][0]
+
+
+@pytest.mark.parametrize("exponents", [(-70, 63), (-40, 8), (-2, 40)], ids=str)
+def test_boxes_of_any_size(run, exponents):
+    # So small and so large that products of their areas are no numbers any more; the same box twice; the same ratio twice.
+    generator = torch.Generator().manual_seed(14)
+
+    def boxes(count: int) -> torch.Tensor:
+        low, high = exponents
+        scale = 2.0 ** (low + (high - low) * torch.rand(count, 1, generator=generator, dtype=torch.float64))
+        corner = torch.rand(count, 2, generator=generator)
+        return (torch.cat([corner, corner + torch.rand(count, 2, generator=generator)], 1) * scale).float()
+
+    objects = boxes(36)
+    objects = torch.cat([objects, objects[:2], objects[2:4] * 2])
+    predictions = boxes(100)
+    predictions[::5] = objects[torch.arange(20)]
+    assert len(compete_for_classes(run, predictions, objects).unique()) > 10
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-36], ids=["pixels", "products without all digits"])
+def test_boxes_that_differ_in_the_last_bit(run, scale):
+    # The quotients are equal or neighbours, so that the smaller area decides, or one rounding.
+    generator = torch.Generator().manual_seed(16)
+    bits = (
+        torch.tensor([[1.1, 2.3, 13.7, 9.9]]).view(torch.int32) + torch.randint(3, (40, 4), generator=generator).int()
+    )
+    predictions = torch.rand(300, 4, generator=generator) * torch.tensor([4.0, 4, 6, 6]) + torch.tensor([0.0, 0, 7, 5])
+    assert len(compete_for_classes(run, predictions * scale, bits.view(torch.float32) * scale).unique()) > 5
+
+
+SIDE = 1.2 * 2.0**63  # of a box whose area float32 just holds
+HUGE_OBJECTS = {
+    # The products tell the two apart, the quotients are the same: the smaller area wins.
+    "quotients without all digits": (
+        [0, 0, 2.0**-5, 2.0**-5], [[-SIDE / 2, -SIDE / 2, SIDE * (0.5 + 2.0**-18), SIDE / 2], [2.0**-20, -1, SIDE, SIDE]], 1
+    ),
+    "a quotient of 0": ([0, 0, 2.0**-12, 2.0**-12], [[-SIDE / 2, -SIDE / 2, SIDE / 2, SIDE / 2]], -1),
+    # The same warp meets the 257th object after the first one.
+    "long before the others": (
+        [0, 0, 1024, 1024],
+        [[1024 - 2.0**-6, 1024 - 2.0**-6, SIDE, SIDE], *[[0.0, 0, 0, 0]] * 255, [0, 0, 2.0**-60, 1421.9 * 2.0**-69]],
+        256,
+    ),
+    "a prediction": ([-SIDE, -SIDE, 0, 0], [[-(2.0**-5), -(2.0**-5), 0, 0], [2.0**-20 - 2.0**-5, -(2.0**-5), 0, 0]], 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prediction", "objects", "expected"), HUGE_OBJECTS.values(), ids=HUGE_OBJECTS.keys())
+def test_huge_boxes(run, prediction, objects, expected):
+    assert compete_for_classes(run, torch.tensor([prediction]).float(), torch.tensor(objects)).tolist() == [expected]
+
+
 def test_a_label_of_no_class_counts_as_probability_0(run):
     of = scene((64, 64), (8, 16), objects=(9,), num_classes=4, seed=8)
     impossible = Scene(of.grid, of.pred_boxes, torch.cat([of.pred_logits, torch.full((1, 80, 1), -inf)], 2),

@@ -113,25 +113,31 @@ def test_a_level_is_only_skipped_where_no_point_inside_could_be_accepted(x1, wid
             assert math.may_accept_inside(lo, hi, x2 - x1, F32(0))  # the vertical side decides nothing here
 
 
-@pytest.mark.parametrize("scale", [2.0**e for e in (-74, -66, -40, 0, 8, 50, 62)])
-def test_a_division_is_only_spared_where_the_overlap_is_too_small(scale):
-    # From areas that are not even numbers with all their digits to areas that overflow.
+@pytest.mark.parametrize("scale", [2.0**e for e in (-74, -66, -40, -31, -30, -29, -16, 0, 8, 15, 17, 50, 62)])
+@pytest.mark.parametrize("alike", [0.0, 1e-7, 1e-6, 1e-3])
+def test_overlaps_are_told_apart_by_products_as_divisions_do(scale, alike):
+    # From areas that are not even numbers with all their digits to areas that overflow; rivals that are nearly the same.
     random = np.random.default_rng(0)
-    corners = random.random((8, 500_000)) * scale
-    corners[2:4] = corners[:2] + random.random((2, 500_000)) * scale
-    corners[6:] = corners[4:6] + random.random((2, 500_000)) * scale
-    boxes = [side.astype(F32) for side in corners]
-    valid = np.logical_and.reduce([boxes[i + 2] > boxes[i] for i in (0, 1, 4, 5)])
-    boxes = [side[valid] for side in boxes]
-    iou = math.iou(*boxes)
-    assert (iou > 0).any() or scale > 2**60
-    assert math.may_reach(*boxes, iou)[iou > 0].all()
-    for factor in (0.0, 0.9, 0.99999, 1.0000001, 1.001, 2.0):
-        score = (iou * F32(factor)).astype(F32)
-        spared = ~math.may_reach(*boxes, score)
-        assert (iou[spared] <= score[spared]).all()
-    if 2**-40 <= scale <= 2**50:
-        assert not math.may_reach(*boxes, (iou * F32(1.001)).astype(F32))[iou > 1e-3].any()
+
+    def boxes(corner, sides):
+        return [*corner, *(corner + sides)]
+
+    a, b, best = (boxes(random.random((2, 300_000)), 2.0 ** random.uniform(-9, 1, (2, 300_000))) for _ in range(3))
+    if alike:
+        best = [side * (1 + alike * random.standard_normal(side.shape)) for side in b]
+    sides = [(side * scale).astype(F32) for box in (a, b, best) for side in box]
+    valid = np.logical_and.reduce([sides[i + 2] > sides[i] for i in (0, 1, 4, 5, 8, 9)])
+    sides = [side[valid] for side in sides]
+    result, iou, iou_of_best = math.compare(*sides), math.iou(*sides[:8]), math.iou(*sides[:4], *sides[8:])
+    assert (iou[result == 1] > iou_of_best[result == 1]).all()
+    assert ((iou < iou_of_best) | (iou == 0))[result == -1].all()
+    if not alike and 1 <= scale <= 2**15:  # areas as images have them: what is not the same is told apart
+        assert (result == 0).mean() < 1e-3
+
+    nothing = [F32(0)] * 4
+    result = math.compare(*sides[:8], *nothing)
+    assert (iou[result == 1] > 0).all()
+    assert (iou[result == -1] == 0).all()
 
 
 def test_orders_are_total():

@@ -38,13 +38,10 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
       mine.box = object_box(a.gt_boxes, rows.first + mine.index);
       mine.area = area_of(mine.box);
     }
-    __syncwarp();  // no lane still looks at the ones before
-    objects[warp][lane] = mine;
-    __syncwarp();
     const bool may_hold = is_valid(mine.box) && touches(place.tile, mine.box) &&
                           level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
-    for (unsigned left = __ballot_sync(kAllLanes, may_hold); left; left &= left - 1)
-      meet_original(champion, a.levels, a.sampling, place, objects[warp][__ffs(left) - 1]);
+    const int count = gather(objects[warp], mine, may_hold, lane);
+    for (int i = 0; i < count; ++i) meet_original(champion, a.levels, a.sampling, place, objects[warp][i]);
   }
   if (!place.exists) return;
   a.original[image * a.points_per_image + place.point] = champion.index;

@@ -142,8 +142,8 @@ __device__ inline bool touches(const Box& a, const Box& b) {
   return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1;
 }
 
-// An object on its way through a warp: each lane reads one into shared memory, from where all lanes take it. One
-// wide read for all, where a shuffle would be one for each member.
+// An object on its way through a warp: each lane reads one and puts it into shared memory, from where all lanes take
+// it. One wide read for all, where a shuffle would be one for each member.
 struct alignas(16) Object {
   Box box;
   float area;
@@ -155,6 +155,15 @@ struct alignas(16) Object {
 __device__ inline Box object_box(const float* gt_boxes, int64_t row) {
   const float* const at = gt_boxes + 4 * row;
   return {at[0], at[1], at[2], at[3]};
+}
+
+// Puts the objects of the lanes that say so into shared memory, one after the other; how many. All lanes call it.
+__device__ inline int gather(Object* gathered, const Object& mine, bool joins, int lane) {
+  const unsigned joining = __ballot_sync(kAllLanes, joins);
+  __syncwarp();  // no lane still looks at the ones before
+  if (joins) gathered[__popc(joining & ((1u << lane) - 1))] = mine;
+  __syncwarp();
+  return __popc(joining);
 }
 
 // The object a point stands for so far. Whatever order they come in, the outcome is the same.

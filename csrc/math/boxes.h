@@ -17,9 +17,9 @@ MGASSIGN_HD bool is_valid(const Box& box) {
 
 MGASSIGN_HD float area_of(const Box& box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }
 
-// What two valid boxes whose areas are known have in common.
+// What two valid boxes whose areas are known have in common; at first nothing.
 struct Overlap {
-  float intersection, total;  // total: the area of the union
+  float intersection = 0.0f, total = 1.0f;  // total: the area of the union
 
   // Intersection over union. 0 where the boxes do not overlap, and where areas overflow or underflow float32
   // and the ratio would be no number.
@@ -27,23 +27,37 @@ struct Overlap {
     const float ratio = intersection / total;
     return ratio > 0.0f ? ratio : 0.0f;
   }
-
-  // False only where iou() is 0 or less than score: spares a division. The two factors outweigh every rounding,
-  // also among numbers too small to have all their digits.
-  MGASSIGN_HD bool may_reach(float score) const {
-    return intersection > 0.0f && intersection >= score * total * 0.99999f - 1e-37f;
-  }
 };
 
 MGASSIGN_HD Overlap overlap_of(const Box& a, float area_a, const Box& b, float area_b) {
-  const float width = smaller(a.x2, b.x2) - larger(a.x1, b.x1);
-  const float height = smaller(a.y2, b.y2) - larger(a.y1, b.y1);
-  const float intersection = larger(width, 0.0f) * larger(height, 0.0f);
+  const float width = smaller_number(a.x2, b.x2) - larger_number(a.x1, b.x1);
+  const float height = smaller_number(a.y2, b.y2) - larger_number(a.y1, b.y1);
+  const float intersection = larger_number(width, 0.0f) * larger_number(height, 0.0f);
   return {intersection, (area_a + area_b) - intersection};
 }
 
 MGASSIGN_HD float iou_of(const Box& a, float area_a, const Box& b, float area_b) {
   return overlap_of(a, area_a, b, area_b).iou();
+}
+
+// How the iou() of an overlap compares with that of the best one so far, told by products instead of divisions.
+struct Comparison {
+  float intersection, lead, margin;
+
+  MGASSIGN_HD bool greater() const { return lead > margin; }
+  // Only the divisions can tell. Where neither holds, it is less or 0. NaN, from products that overflow, is close.
+  MGASSIGN_HD bool close() const { return (intersection > 0.0f) & !(lead > margin) & !(lead < -margin); }
+};
+
+// Roundings change a product by less than its 2^20th part, and by less than kDoubt where it is small. With boxes that
+// are huge, divisions too lose digits: then `doubt` has to be infinite, and every overlap is close.
+constexpr float kDoubt = 0x1p-30f;
+
+MGASSIGN_HD bool is_huge(float area) { return !(area <= 0x1p+32f); }
+
+MGASSIGN_HD Comparison compare(const Overlap& challenger, const Overlap& best, float doubt) {
+  const float ours = challenger.intersection * best.total, theirs = best.intersection * challenger.total;
+  return {challenger.intersection, ours - theirs, ours * 0x1p-20f + doubt};
 }
 
 }  // namespace mgassign

@@ -17,8 +17,8 @@ struct AxisDistances {
 MGASSIGN_HD AxisDistances axis_distances(float coordinate, float low, float high) {
   const float before = coordinate - low;
   const float after = high - coordinate;
-  const float longest = larger(before, after);
-  return {smaller(before, after) / longest, longest};
+  const float longest = larger_number(before, after);
+  return {smaller_number(before, after) / longest, longest};
 }
 
 MGASSIGN_HD float centerness_of(float ratio_x, float ratio_y) {

@@ -47,10 +47,15 @@ PYBIND11_MODULE(mgassign_math, m) {
           const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
           return is_valid(a) && is_valid(b) ? iou_of(a, area_of(a), b, area_of(b)) : 0.0f;
         }));
-  m.def("may_reach", py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2,
-                                      float by2, float score) {
-          const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
-          return overlap_of(a, area_of(a), b, area_of(b)).may_reach(score);
+  // 1 greater, 0 close, -1 less or nothing in common: the overlap of a and b against that of a and the best one so far.
+  m.def("compare", py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2,
+                                    float by2, float best_x1, float best_y1, float best_x2, float best_y2) {
+          const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2}, best{best_x1, best_y1, best_x2, best_y2};
+          const bool huge = is_huge(area_of(a)) || is_huge(area_of(b)) || is_huge(area_of(best));
+          const Overlap none, of_best = is_valid(best) ? overlap_of(a, area_of(a), best, area_of(best)) : none;
+          const Comparison result = compare(overlap_of(a, area_of(a), b, area_of(b)), of_best,
+                                            huge ? std::numeric_limits<float>::infinity() : kDoubt);
+          return result.greater() ? 1 : result.close() ? 0 : -1;
         }));
 
   m.def("exp_first_decrease", [](float begin, float end) { return first_decrease(begin, end, exp_f32); });
