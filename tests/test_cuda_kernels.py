@@ -299,11 +299,11 @@ def test_topk(run, points, objects):
 
 def test_topk_of_more_objects_than_the_blocks_of_one_launch(run):
     generator = torch.Generator().manual_seed(13)
-    scores = torch.rand(12, 64 * 32 + 40, generator=generator)
-    scores[torch.arange(12), 2047 + torch.arange(12)] = 2.0
+    scores = torch.rand(12, 128 * 32 + 40, generator=generator)
+    scores[torch.arange(12), 4095 + torch.arange(12)] = 2.0
     k = torch.ones(scores.shape[1], dtype=torch.int64)
     found = check_parity(run, "topk_per_object", scores, k, torch.rand(scores.shape[1], generator=generator))
-    assert found.tolist() == list(range(2047, 2059))
+    assert found.tolist() == list(range(4095, 4107))
 
 
 @pytest.mark.parametrize(("scores", "k", "areas", "expected"), TOPK_CASES.values(), ids=TOPK_CASES.keys())

@@ -268,6 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                     min_points,
                     competition.least_points,
                     num_images,
+                    0,
                     {}},
                    batch, 2);
   return {cls, loc, original, counts};

@@ -233,6 +233,7 @@ struct Selection {
   int64_t min_points;     // and at least this
   int64_t* allowed;       // [N]: told here; comes with the least that each object may have
   int64_t num_images;
+  int objects_per_block;  // launch_selection() decides
   ObjectRows objects;
 };
 

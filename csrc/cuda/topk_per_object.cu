@@ -1,8 +1,9 @@
 // Competition, then selection: each point stands for its best object, each object keeps its k best points.
 //
 // Three launches: a memset of the counters; competition, a warp for each point, its lanes across the objects;
-// selection, a block for 32 objects of an image and a task. The block gathers the points of its objects from the
-// owners of all points, each object's together, then a warp an object finds the score of its k-th best.
+// selection, a block for up to 32 objects of an image and a task. The block gathers the points of its objects from the
+// owners of all points, each object's together. Then it finds the score of every object's k-th best, for all at once,
+// since one object may have all of the points or each a handful: warps take 32 points of one object at a time.
 //
 // Own code, not CUB: segments are of any number and length, known on the device alone, and only the k-th
 // largest of each is wanted, not their order.
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int kWarps = 16;  // of a block
 constexpr int kThreads = kWarps * kWarp;
+constexpr int kBlocks = 3;       // on a multiprocessor, where they select: leaves the 40 registers a thread needs
 constexpr int kObjects = kWarp;  // of a block: one a lane where their segments are laid out
 constexpr int kAtOnce = 4;       // reads in flight of a thread that gathers
 constexpr int kDigits = 256;
@@ -21,8 +23,8 @@ constexpr int kDigitBits = 8;
 
 // Points in the order ranks_before() puts them, as one number: larger is better, no two are equal.
 // Scores are above 0, where the order of floats is that of their bits.
-__device__ uint64_t rank_key(float score, int64_t point) {
-  return static_cast<uint64_t>(bits_of(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(point));
+__device__ uint64_t rank_key(float score, uint32_t point) {
+  return static_cast<uint64_t>(bits_of(score)) << 32 | (0xffffffffu - point);
 }
 __device__ int64_t point_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
@@ -35,105 +37,142 @@ __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
   return sum - value;
 }
 
-// The k-th largest of n > k > 0 keys, found digit by digit from the top. A warp's work; digits is its own.
-__device__ uint64_t kth_largest(const uint64_t* keys, int32_t n, int32_t k, int32_t* digits, int lane) {
-  uint64_t found = 0;
-  for (int shift = 64 - kDigitBits;; shift -= kDigitBits) {
-    for (int i = lane; i < kDigits; i += kWarp) digits[i] = 0;
-    __syncwarp();
-    for (int32_t i = lane; i < n; i += kWarp) {
-      const uint64_t key = keys[i];
-      const bool runs = shift + kDigitBits == 64 || (key ^ found) >> (shift + kDigitBits) == 0;
-      if (runs) atomicAdd(&digits[key >> shift & (kDigits - 1)], 1);
-    }
-    __syncwarp();
+// The objects of a block and the points that stand for them.
+struct Group {
+  int32_t begin[kObjects], end[kObjects];  // of each object's segment; while it fills, up to where
+  int32_t runs_before[kObjects];           // a run is up to 32 points of a segment, a warp's work
+  int32_t digits[kObjects][kDigits];       // how many points have this digit next
+  uint64_t least[kObjects];                // the digits so far of the k-th best; at last, all from here on are kept
+  int32_t left[kObjects];                  // how many of those that begin with these digits are kept; 0: known
+};
 
-    // A lane looks at a run of digits, the first lane at the largest ones.
-    constexpr int kRun = kDigits / kWarp;
-    const int first = kDigits - 1 - lane * kRun;
-    int32_t in_run = 0;
-    for (int i = 0; i < kRun; ++i) in_run += digits[first - i];
-    int32_t above = sum_of_lanes_below(in_run, lane);
-    const unsigned reached = __ballot_sync(kAllLanes, above + in_run >= k);
-    const int holder = __ffs(reached) - 1;
-    int digit = first;
-    while (lane == holder && above + digits[digit] < k) above += digits[digit--];
-    int32_t same = digits[digit];
-    digit = __shfl_sync(kAllLanes, digit, holder);
-    above = __shfl_sync(kAllLanes, above, holder);
-    same = __shfl_sync(kAllLanes, same, holder);
-    __syncwarp();  // before the digits are cleared
-
-    found |= static_cast<uint64_t>(digit) << shift;
-    k -= above;
-    if (same == k) return found;  // all that begin like this are kept; at the last digit it is one
+// Calls each(object, position in the segments) for the points of all objects that are asked for, an object at a time.
+template <typename Asked, typename Each>
+__device__ void for_each_point(const Group& group, int32_t num_runs, const Asked& asked, const Each& each) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int32_t run = warp; run < num_runs; run += kWarps) {
+    // The last one that begins no later: those without points begin where the next one does.
+    const int object = __popc(__ballot_sync(kAllLanes, group.runs_before[lane] <= run)) - 1;
+    if (!asked(object)) continue;
+    const int32_t i = group.begin[object] + (run - group.runs_before[object]) * kWarp + lane;
+    if (i < group.end[object]) each(object, i);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) topk_select_kernel(const __grid_constant__ Selection s) {
-  __shared__ int32_t begin_of[kObjects], end_of[kObjects];  // of the segment; while it fills, up to where
-  __shared__ int32_t digits[kWarps][kDigits];
+// Finds the next digit of an object's k-th best point. A warp's work.
+__device__ void choose_digit(Group& group, int object, int shift, int lane) {
+  // A lane looks at a run of digits, the first lane at the largest ones.
+  constexpr int kRun = kDigits / kWarp;
+  const int32_t* const digits = group.digits[object];
+  const int32_t k = group.left[object];
+  int digit = kDigits - 1 - lane * kRun;
+  int32_t in_run = 0;
+  for (int i = 0; i < kRun; ++i) in_run += digits[digit - i];
+  int32_t above = sum_of_lanes_below(in_run, lane);
+  const int holder = __ffs(__ballot_sync(kAllLanes, above + in_run >= k)) - 1;
+  __syncwarp();  // all have read what is written now
+  if (lane != holder) return;
+  while (above + digits[digit] < k) above += digits[digit--];
+  group.least[object] |= static_cast<uint64_t>(digit) << shift;
+  // Where all that begin like this are kept, no further digit matters. At the last one it is a single point.
+  group.left[object] = digits[digit] == k - above ? 0 : k - above;
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __grid_constant__ Selection s) {
+  __shared__ Group group;
+  __shared__ int32_t num_runs;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t image = s.objects.first_image + blockIdx.y;
   const int task = blockIdx.z;
   const ObjectRows::Rows rows = s.objects.of(image);
-  const int64_t first = image * s.num_points;
-  const int32_t* const owner = s.standing[task].owner + first;
-  const float* const score = s.standing[task].score + first;
+  const int64_t first_point = image * s.num_points;
+  const int32_t* const owner = s.standing[task].owner + first_point;
+  const float* const score = s.standing[task].score + first_point;
   const int32_t* const standing = s.standing[task].count + rows.first;
-  uint64_t* const segments = reinterpret_cast<uint64_t*>(s.segments[task] + first);
+  uint64_t* const segments = reinterpret_cast<uint64_t*>(s.segments[task] + first_point);
+  const int size = s.objects_per_block;
+  const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
 
-  for (int64_t group = blockIdx.x * kObjects; group < rows.count; group += static_cast<int64_t>(gridDim.x) * kObjects) {
+  for (int64_t first = blockIdx.x * size; first < rows.count; first += static_cast<int64_t>(gridDim.x) * size) {
+    const int64_t mine = first + lane;  // a lane is an object where segments are laid out
+    const bool exists = lane < size && mine < rows.count;
     if (warp == 0) {
-      const int64_t object = group + lane;
-      const int32_t count = object < rows.count ? standing[object] : 0;
+      const int32_t count = exists ? standing[mine] : 0;
       const int32_t before = sum_of_lanes_below(count, lane);
       int32_t start = 0;
       if (lane == kWarp - 1) start = atomicAdd(&s.filled[task * s.num_images + image], before + count);
-      begin_of[lane] = end_of[lane] = __shfl_sync(kAllLanes, start, kWarp - 1) + before;
-      if (task == 0 && s.allowed && object < rows.count) {
-        const int64_t row = rows.first + object;
+      group.begin[lane] = group.end[lane] = __shfl_sync(kAllLanes, start, kWarp - 1) + before;
+      if (task == 0 && s.allowed && exists) {
+        const int64_t row = rows.first + mine;
         if (s.wanted[row] > s.allowed[row]) s.allowed[row] = s.wanted[row];
       }
     }
     __syncthreads();
 
-    for (int64_t base = threadIdx.x; base - threadIdx.x < s.num_points; base += kAtOnce * kThreads) {
-      int64_t mine[kAtOnce];
+    for (uint32_t base = threadIdx.x; base - threadIdx.x < num_points; base += kAtOnce * kThreads) {
+      int32_t members[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t j = base + i * kThreads;
-        mine[i] = j < s.num_points ? owner[j] - group : -1;
+        const uint32_t j = base + i * kThreads;
+        members[i] = j < num_points ? owner[j] - static_cast<int32_t>(first) : -1;
       }
       for (int i = 0; i < kAtOnce; ++i) {
-        const bool wanted = mine[i] >= 0 && mine[i] < kObjects;
+        const bool wanted = members[i] >= 0 && members[i] < size;
         if (__ballot_sync(kAllLanes, wanted) == 0) continue;
         // Points of one object take their places together.
-        const int32_t object = wanted ? static_cast<int32_t>(mine[i]) : -1;
+        const int32_t object = wanted ? members[i] : -1;
         const unsigned alike = __match_any_sync(kAllLanes, object);
         const int leader = __ffs(alike) - 1;
         int32_t slot = 0;
-        if (wanted && lane == leader) slot = atomicAdd(&end_of[object], __popc(alike));
+        if (wanted && lane == leader) slot = atomicAdd(&group.end[object], __popc(alike));
         slot = __shfl_sync(kAllLanes, slot, leader) + __popc(alike & ((1u << lane) - 1));
         // Offsets that decrease let images share objects, whose counts are then too high for either.
-        const int64_t j = base + i * kThreads;
-        if (wanted && slot < s.num_points) segments[slot] = rank_key(score[j], j);
+        const uint32_t j = base + i * kThreads;
+        if (wanted && static_cast<uint32_t>(slot) < num_points) segments[slot] = rank_key(score[j], j);
       }
     }
     __syncthreads();
 
-    for (int object = warp; object < kObjects && group + object < rows.count; object += kWarps) {
-      const int64_t row = rows.first + group + object;
-      const int64_t begin = begin_of[object];
-      const int64_t end = end_of[object] < s.num_points ? end_of[object] : s.num_points;
-      if (begin >= end) continue;
-      const int32_t n = static_cast<int32_t>(end - begin);
-      const int64_t asked = s.k ? s.k[row] : (s.wanted[row] > s.min_points ? s.wanted[row] : s.min_points);
-      if (asked <= 0) continue;
-      const uint64_t* const keys = segments + begin;
-      const uint64_t least = asked < n ? kth_largest(keys, n, static_cast<int32_t>(asked), digits[warp], lane) : 0;
-      for (int32_t i = lane; i < n; i += kWarp)
-        if (keys[i] >= least) s.chosen[task][first + point_of(keys[i])] = group + object;
+    if (warp == 0) {
+      int64_t k = 0;
+      if (exists) {
+        const int64_t row = rows.first + mine;
+        k = s.k ? s.k[row] : (s.wanted[row] > s.min_points ? s.wanted[row] : s.min_points);
+      }
+      const int32_t all = static_cast<int32_t>(num_points);
+      const int32_t end = group.end[lane] < all ? group.end[lane] : all;
+      const int32_t n = k > 0 && group.begin[lane] >= 0 && end > group.begin[lane] ? end - group.begin[lane] : 0;
+      const int32_t runs = (n + kWarp - 1) / kWarp;
+      group.end[lane] = group.begin[lane] + n;
+      group.runs_before[lane] = sum_of_lanes_below(runs, lane);
+      if (lane == kWarp - 1) num_runs = group.runs_before[lane] + runs;
+      group.least[lane] = 0;
+      group.left[lane] = k < n ? static_cast<int32_t>(k) : 0;
     }
+    __syncthreads();
+
+    // Digit by digit from the top, until every object's k-th best is told from the next one.
+    for (int shift = 64 - kDigitBits; __ballot_sync(kAllLanes, group.left[lane] > 0) != 0; shift -= kDigitBits) {
+      for (int i = threadIdx.x; i < size * kDigits; i += kThreads) group.digits[i / kDigits][i % kDigits] = 0;
+      __syncthreads();
+      for_each_point(
+          group, num_runs, [&](int object) { return group.left[object] > 0; },
+          [&](int object, int32_t i) {
+            const uint64_t key = segments[i];
+            const bool goes_on = shift + kDigitBits == 64 || (key ^ group.least[object]) >> (shift + kDigitBits) == 0;
+            if (goes_on) atomicAdd(&group.digits[object][key >> shift & (kDigits - 1)], 1);
+          });
+      __syncthreads();
+      for (int object = warp; object < size; object += kWarps)
+        if (group.left[object] > 0) choose_digit(group, object, shift, lane);
+      __syncthreads();
+    }
+
+    for_each_point(
+        group, num_runs, [](int) { return true; },
+        [&](int object, int32_t i) {
+          const uint64_t key = segments[i];
+          if (key >= group.least[object]) s.chosen[task][first_point + point_of(key)] = first + object;
+        });
     __syncthreads();  // before the next group lays out its segments
   }
 }
@@ -173,9 +212,15 @@ __global__ void __launch_bounds__(kThreads) topk_compete_kernel(const __grid_con
 
 void launch_selection(const Queue& queue, Selection selection, const ObjectBatch& objects, int num_tasks) {
   if (objects.num_objects() == 0) return;
+  // Every block reads the owners of all points: few objects to a block only where a large GPU would be idle else.
+  constexpr int64_t kEnoughBlocks = 128;
+  const int64_t contests = num_tasks * objects.num_images() * objects.largest_image();
+  selection.objects_per_block = kObjects;
+  while (selection.objects_per_block > 1 && contests < kEnoughBlocks * selection.objects_per_block)
+    selection.objects_per_block /= 2;
   // Blocks take several groups of objects where an image has more than these.
-  constexpr unsigned kMostGroups = 64;
-  const unsigned groups = std::min(kMostGroups, blocks_for(objects.largest_image(), kObjects));
+  constexpr unsigned kMostGroups = 128;
+  const unsigned groups = std::min(kMostGroups, blocks_for(objects.largest_image(), selection.objects_per_block));
   objects.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     selection.objects = rows;
     queue.launch(topk_select_kernel, dim3(groups, images, num_tasks), kThreads, selection);
@@ -203,10 +248,20 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   const Competition competition{
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
   queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
-  launch_selection(
-      queue,
-      {num_points, {standing}, {chosen}, {segments}, filled, k.const_data_ptr<int64_t>(), nullptr, 0, nullptr, 1, {}},
-      ObjectBatch(num_objects), 1);
+  launch_selection(queue,
+                   {num_points,
+                    {standing},
+                    {chosen},
+                    {segments},
+                    filled,
+                    k.const_data_ptr<int64_t>(),
+                    nullptr,
+                    0,
+                    nullptr,
+                    1,
+                    0,
+                    {}},
+                   ObjectBatch(num_objects), 1);
   return owners;
 }
 
