@@ -96,8 +96,12 @@ def draw_detections(ax: Axes, record: Record, found: Detections, classes: Sequen
         ax.add_patch(frame).set_path_effects(SHADOW)
         tag = {"facecolor": color, "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
         text = f"{classes[label]} {score:.2f}"
-        at_top = y1 < 0.06 * record.size[1]
-        ax.text(x1, y1, text, size=5.5, va="top" if at_top else "bottom", bbox=tag, clip_on=True, parse_math=False)
+        # A label that does not fit above its box, or beside its left end, moves inside.
+        width, height = record.size
+        at_top, at_right = y1 < 0.06 * height, x1 > 0.7 * width
+        place: dict[str, Any] = {"va": "top" if at_top else "bottom", "ha": "right" if at_right else "left"}
+        end = min(x2, width) if at_right else x1
+        ax.text(end, y1, text, size=5.5, bbox=tag, clip_on=True, parse_math=False, **place)
 
 
 def figure_2(

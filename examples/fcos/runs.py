@@ -127,7 +127,11 @@ def join_world(device: str) -> Iterator[World]:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the description's lines as they are."""
+    """Shows the defaults that say something, and leaves the description's lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_switch = action.nargs == 0
+        return action.help if is_switch or action.default is None else super()._get_help_string(action)
 
 
 def positive(text: str) -> int:
