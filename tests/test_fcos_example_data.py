@@ -12,7 +12,10 @@ import torch
 
 pytest.importorskip("tqdm")
 
-from augment import apply_changes, draw_change
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from augment import IoUCrop, apply_changes, draw_change
 from data import TrainingSet, check_images, load_images, read_split, read_splits
 from drawn import CLASSES, draw_scene, draw_set
 from runs import UserError
@@ -135,6 +138,33 @@ def test_boxes_move_with_the_pixels(how):
             compared += 1
     assert compared >= 35
     assert len({tuple(window.tolist()) for window in windows}) >= (2 if how == "flip" else 20)
+
+
+def test_crops_are_drawn_as_torchvision_draws_them():
+    boxes = torch.tensor([[5.0, 5, 50, 40], [30, 20, 90, 95], [60, 8, 70, 20]])
+    objects = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(96, 96))
+
+    def draw(crop: v2.RandomIoUCrop, count: int) -> torch.Tensor:
+        rows = []
+        for _ in range(count):
+            drawn = crop.make_params([objects])
+            if not drawn:
+                rows.append([1.0, 96, 1, 0, 0, 3])
+                continue
+            window = torch.tensor([drawn["left"], drawn["top"], drawn["width"], drawn["height"]])
+            centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = ((window[:2] < centers) & (centers < window[:2] + window[2:])).all(-1)
+            assert inside.tolist() == drawn["is_within_crop_area"].tolist()
+            left, top, width, height = window.tolist()
+            rows.append([0.0, width, width / height, left, top, int(inside.sum())])
+        return torch.tensor(rows)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ours, torchvisions = draw(IoUCrop(), 2000), draw(v2.RandomIoUCrop(), 1000)
+    error = (ours.var(0) / len(ours) + torchvisions.var(0) / len(torchvisions)).sqrt()
+    assert ((ours.mean(0) - torchvisions.mean(0)).abs() < 4 * error).all()
+    assert ((ours.std(0) / torchvisions.std(0) - 1).abs() < 0.1).all()
 
 
 def test_colors_change_and_stay_colors():
