@@ -115,6 +115,19 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
     torch.testing.assert_close(result.counts, torch.stack([class_points, weights, box_points]).float())
 
 
+@pytest.mark.parametrize(("by_class_alone", "kept", "score"), [(False, 1, 0.8 * 0.6), (True, 0, 0.9)])
+def test_detections_are_scored_by_class_times_centerness(by_class_alone, kept, score):
+    # Two boxes that overlap, of which NMS leaves the one of higher score; the last box scores too little either way.
+    boxes = torch.tensor([[8.0, 8, 48, 48], [8, 8, 40, 48], [90, 90, 99, 99]])
+    probabilities = torch.tensor([[0.9, 0.01], [0.8, 0.01], [0.01, 0.04]])
+    centerness = torch.tensor([0.2, 0.6, 0.9])
+    predictions = Predictions(probabilities.logit()[None], boxes[None], centerness.logit()[None])
+    (found,) = evaluate.select(predictions, 96, by_class_alone)
+    assert found.boxes.tolist() == [boxes[kept].tolist()]
+    torch.testing.assert_close(found.scores, torch.tensor([score]))
+    assert found.labels.tolist() == [0]
+
+
 def test_images_without_objects_train_the_background():
     model = FCOS(3, size=64, width=32, head_convs=1)
     sums, counts = Criterion(model.grid, "mutual")(

@@ -24,11 +24,12 @@ from runs import HelpFormatter, UserError, command, join_world, load_checkpoint,
 MIN_SCORE, MAX_OVERLAP, MOST, MOST_BEFORE = 0.05, 0.5, 100, 1000
 
 
-def select(predictions: Predictions, size: int) -> list[Detections]:
+def select(predictions: Predictions, size: int, by_class_alone: bool = False) -> list[Detections]:
     """What is found in each image: score is class times centerness; NMS class by class; boxes in pixels of the input."""
     found = []
     for logits, boxes, centerness in zip(*predictions, strict=True):
-        scores = (logits.sigmoid() * centerness.sigmoid()[:, None]).flatten()
+        scores = logits.sigmoid() if by_class_alone else logits.sigmoid() * centerness.sigmoid()[:, None]
+        scores = scores.flatten()
         scores, order = scores.topk(min(MOST_BEFORE, len(scores)))
         order, scores = order[scores > MIN_SCORE], scores[scores > MIN_SCORE]
         labels = order % logits.shape[1]
@@ -40,12 +41,18 @@ def select(predictions: Predictions, size: int) -> list[Detections]:
 
 @torch.inference_mode()
 def detect(
-    model: FCOS, records: Sequence[Record], batch: int, device: torch.device, images: Tensor | None = None
+    model: FCOS,
+    records: Sequence[Record],
+    batch: int,
+    device: torch.device,
+    images: Tensor | None = None,
+    by_class_alone: bool = False,
 ) -> list[Detections]:
     """Runs a model over a set; boxes in pixels of each image as its file has it.
 
     Args:
         images: All of them, uint8 [N, 3, size, size], where they are decoded already.
+        by_class_alone: Leave centerness out of the score.
     """
     model.eval()
     found: list[Detections] = []
@@ -56,7 +63,8 @@ def detect(
         else:
             pixels = images[start : start + batch]
         predictions = model(pixels.to(device).float() / 255)
-        for record, (boxes, scores, labels) in zip(part, select(predictions, model.size), strict=True):
+        selected = select(predictions, model.size, by_class_alone)
+        for record, (boxes, scores, labels) in zip(part, selected, strict=True):
             scale = (torch.tensor(record.size) / model.size).repeat(2)
             found.append(Detections(boxes.cpu() * scale, scores.cpu(), labels.cpu()))
     return found
@@ -98,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="last.pt or best.pt of a run folder")
     parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="images to score it on")
     parser.add_argument("--coco", action="store_true", help="also COCO's AP; needs pycocotools")
+    parser.add_argument("--by-class-alone", action="store_true", help="leave centerness out of the score: how well does "
+                        "the class score tell good boxes from bad ones by itself?")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the scores there too")
     parser.add_argument("--batch", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -107,9 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("runs in one process; start it without torchrun")
         model, classes, _ = load_model(args.checkpoint, world.device)
         records, _ = read_splits(args.data, classes)
-        found = detect(model, records, args.batch, world.device)
+        found = detect(model, records, args.batch, world.device, by_class_alone=args.by_class_alone)
     metrics = {"voc": voc_ap} | ({"coco": coco_ap} if args.coco else {})
     results: dict[str, Any] = {"checkpoint": str(args.checkpoint), "data": args.data, "images": len(records)}
+    results["by_class_alone"] = args.by_class_alone
     for name, metric in metrics.items():
         scores = metric(truths_of(records), found, len(classes))
         print(table(scores, classes, "VOC 2007's, IoU .50:.95" if name == "voc" else "COCO's"))
