@@ -56,7 +56,7 @@ __device__ Box bounds_of_warp(const Box& box, bool valid) {
 // Localize to Classify: the object a point's predicted box fits best so far. Overlaps are told apart by products, and
 // by divisions only where that leaves a doubt: 30 instructions of sm_90 for an object, where asking for a possible
 // win first and then dividing took 36, and 80 if one of the warp's points had to divide. (On a CPU, whose divisions run
-// beside the rest, the same is half as fast again as dividing always.)
+// beside the rest, the same takes half as long again as dividing always.)
 struct BestFit {
   Overlap overlap;
   float area = 0.0f;
