@@ -69,7 +69,6 @@ MGASSIGN_VECTOR int64_t touching(const Box& bounds, const Objects& objects, int3
   return count;
 }
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
 
 void grow(Box& bounds, const Box& box) {

@@ -40,9 +40,8 @@ constexpr auto worst_on_top = [](const ScoredPoint& a, const ScoredPoint& b) { r
 void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects) {
   set_capacities(owner, k, num_objects);
   float* const threshold = threshold_.data() + 1;
-  threshold[-1] = std::numeric_limits<float>::infinity();
-  for (int64_t g = 0; g < num_objects; ++g)
-    threshold[g] = contests_[g].capacity > 0 ? 0.0f : std::numeric_limits<float>::infinity();
+  threshold[-1] = kInfinity;
+  for (int64_t g = 0; g < num_objects; ++g) threshold[g] = contests_[g].capacity > 0 ? 0.0f : kInfinity;
 
   for (int64_t j = 0; j < num_points_; ++j) {
     const int64_t g = owner[j];

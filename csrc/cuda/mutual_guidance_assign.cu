@@ -48,9 +48,8 @@ __device__ float smallest_of_warp(float value) { return unordered(__reduce_min_s
 __device__ float largest_of_warp(float value) { return unordered(__reduce_max_sync(kAllLanes, ordered(value))); }
 
 __device__ Box bounds_of_warp(const Box& box, bool valid) {
-  const float infinity = float_of(0x7f800000u);
-  return {smallest_of_warp(valid ? box.x1 : infinity), smallest_of_warp(valid ? box.y1 : infinity),
-          largest_of_warp(valid ? box.x2 : -infinity), largest_of_warp(valid ? box.y2 : -infinity)};
+  return {smallest_of_warp(valid ? box.x1 : kInfinity), smallest_of_warp(valid ? box.y1 : kInfinity),
+          largest_of_warp(valid ? box.x2 : -kInfinity), largest_of_warp(valid ? box.y2 : -kInfinity)};
 }
 
 // Localize to Classify: the object a point's predicted box fits best so far. Overlaps are told apart by products, and
@@ -131,8 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const float predicted_area = area_of(predicted);
   const int64_t logits = image * c.pred_logits.stride[0] + place.point * c.pred_logits.stride[1];
 
-  const float infinity = float_of(0x7f800000u);
-  float doubt = __ballot_sync(kAllLanes, predicts && is_huge(predicted_area)) ? infinity : kDoubt;
+  float doubt = __ballot_sync(kAllLanes, predicts && is_huge(predicted_area)) ? kInfinity : kDoubt;
   BestFit best_fit;
   Champion champion[kContests];
   for (int32_t base = part * kWarp; base < rows.count; base += c.warps_per_tile * kWarp) {
@@ -148,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (tile == 0) c.least_points[row] = takes_part ? c.min_points : 0;
     }
 
-    if (__ballot_sync(kAllLanes, takes_part && is_huge(mine.area))) doubt = infinity;
+    if (__ballot_sync(kAllLanes, takes_part && is_huge(mine.area))) doubt = kInfinity;
     const bool may_overlap = takes_part && touches(bounds, mine.box);
     const int overlapping = gather(objects[warp], mine, may_overlap, lane);
     for (int i = 0; i < overlapping; ++i) {
@@ -267,9 +265,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                     num_original,
                     min_points,
                     competition.least_points,
-                    num_images,
-                    0,
-                    {}},
+                    num_images},
                    batch, 2);
   return {cls, loc, original, counts};
 }

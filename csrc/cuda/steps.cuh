@@ -134,8 +134,7 @@ __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) 
             {level.coordinate(first_column), level.coordinate(first_row), level.coordinate(last_column),
              level.coordinate(last_row)}};
   }
-  const float infinity = float_of(0x7f800000u);
-  return {false, 0, 0, 0.0f, 0.0f, {infinity, infinity, -infinity, -infinity}};
+  return {false, 0, 0, 0.0f, 0.0f, {kInfinity, kInfinity, -kInfinity, -kInfinity}};
 }
 
 __device__ inline bool touches(const Box& a, const Box& b) {
@@ -233,8 +232,9 @@ struct Selection {
   int64_t min_points;     // and at least this
   int64_t* allowed;       // [N]: told here; comes with the least that each object may have
   int64_t num_images;
-  int objects_per_block;  // launch_selection() decides
-  ObjectRows objects;
+  // What launch_selection() adds.
+  int objects_per_block = 0;
+  ObjectRows objects = {};
 };
 
 void launch_selection(const Queue& queue, Selection selection, const ObjectBatch& objects, int num_tasks);

@@ -61,15 +61,15 @@ __device__ void for_each_point(const Group& group, int32_t num_runs, const Asked
 
 // Finds the next digit of an object's k-th best point. A warp's work.
 __device__ void choose_digit(Group& group, int object, int shift, int lane) {
-  // A lane looks at a run of digits, the first lane at the largest ones.
-  constexpr int kRun = kDigits / kWarp;
+  // A lane looks at a few digits, the first lane at the largest ones.
+  constexpr int kDigitsOfLane = kDigits / kWarp;
   const int32_t* const digits = group.digits[object];
   const int32_t k = group.left[object];
-  int digit = kDigits - 1 - lane * kRun;
-  int32_t in_run = 0;
-  for (int i = 0; i < kRun; ++i) in_run += digits[digit - i];
-  int32_t above = sum_of_lanes_below(in_run, lane);
-  const int holder = __ffs(__ballot_sync(kAllLanes, above + in_run >= k)) - 1;
+  int digit = kDigits - 1 - lane * kDigitsOfLane;
+  int32_t in_lane = 0;
+  for (int i = 0; i < kDigitsOfLane; ++i) in_lane += digits[digit - i];
+  int32_t above = sum_of_lanes_below(in_lane, lane);
+  const int holder = __ffs(__ballot_sync(kAllLanes, above + in_lane >= k)) - 1;
   __syncwarp();  // all have read what is written now
   if (lane != holder) return;
   while (above + digits[digit] < k) above += digits[digit--];
@@ -248,20 +248,10 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   const Competition competition{
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
   queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
-  launch_selection(queue,
-                   {num_points,
-                    {standing},
-                    {chosen},
-                    {segments},
-                    filled,
-                    k.const_data_ptr<int64_t>(),
-                    nullptr,
-                    0,
-                    nullptr,
-                    1,
-                    0,
-                    {}},
-                   ObjectBatch(num_objects), 1);
+  launch_selection(
+      queue,
+      {num_points, {standing}, {chosen}, {segments}, filled, k.const_data_ptr<int64_t>(), nullptr, 0, nullptr, 1},
+      ObjectBatch(num_objects), 1);
   return owners;
 }
 

@@ -58,9 +58,8 @@ MGASSIGN_HD float log_f32(float x) {
   p = p * f + 0x1.555554p-2f;
   const float ln = n * kLn2High + (f + (n * kLn2Low + (f * f) * (f * p - 0.5f)));
 
-  const float infinity = float_of(0x7f800000u);
-  const float below_zero = x == 0.0f ? -infinity : float_of(0x7fc00000u);
-  return x > 0.0f ? (x < infinity ? ln : infinity) : below_zero;
+  const float below_zero = x == 0.0f ? -kInfinity : float_of(0x7fc00000u);
+  return x > 0.0f ? (x < kInfinity ? ln : kInfinity) : below_zero;
 }
 
 // Sigmoid of a logit: 0 at -inf and for NaN, 1 at +inf.

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__CUDACC__)
 #define MGASSIGN_HD __host__ __device__ __forceinline__
@@ -19,6 +20,8 @@
 #endif
 
 namespace mgassign {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 MGASSIGN_HD uint32_t bits_of(float value) {
   uint32_t bits;
@@ -38,20 +41,13 @@ MGASSIGN_HD float smaller(float a, float b) { return b < a ? b : a; }
 MGASSIGN_HD float larger(float a, float b) { return b > a ? b : a; }
 
 // The same where neither is NaN (and the sign of a zero does not matter): one instruction on a GPU, too.
-MGASSIGN_HD float smaller_number(float a, float b) {
 #if defined(__CUDA_ARCH__)
-  return fminf(a, b);
+MGASSIGN_HD float smaller_number(float a, float b) { return fminf(a, b); }
+MGASSIGN_HD float larger_number(float a, float b) { return fmaxf(a, b); }
 #else
-  return smaller(a, b);
+MGASSIGN_HD float smaller_number(float a, float b) { return smaller(a, b); }
+MGASSIGN_HD float larger_number(float a, float b) { return larger(a, b); }
 #endif
-}
-MGASSIGN_HD float larger_number(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return fmaxf(a, b);
-#else
-  return larger(a, b);
-#endif
-}
 
 // False for NaN and for both infinities.
 MGASSIGN_HD bool is_finite(float value) { return value - value == 0.0f; }

@@ -53,8 +53,8 @@ PYBIND11_MODULE(mgassign_math, m) {
           const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2}, best{best_x1, best_y1, best_x2, best_y2};
           const bool huge = is_huge(area_of(a)) || is_huge(area_of(b)) || is_huge(area_of(best));
           const Overlap none, of_best = is_valid(best) ? overlap_of(a, area_of(a), best, area_of(best)) : none;
-          const Comparison result = compare(overlap_of(a, area_of(a), b, area_of(b)), of_best,
-                                            huge ? std::numeric_limits<float>::infinity() : kDoubt);
+          const Comparison result =
+              compare(overlap_of(a, area_of(a), b, area_of(b)), of_best, huge ? kInfinity : kDoubt);
           return result.greater() ? 1 : result.close() ? 0 : -1;
         }));
 

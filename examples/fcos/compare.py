@@ -25,7 +25,7 @@ from drawn import default_set
 from evaluate import as_percent, detect, load_model, truths_of
 from metrics import coco_ap, voc_ap
 from model import BACKBONES
-from runs import HelpFormatter, UserError, command, join_world, write_file, write_json
+from runs import HelpFormatter, UserError, command, join_world, write_json, write_text
 
 MEASURES = ("AP", "AP50", "AP75")
 NAMES = {
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
                 setup = {"train": args.train, "test": args.test, "options of train.py": passed_on}
                 write_json(args.output / "table.json", setup | {"summary": summaries, "runs": done})
                 text = markdown(summaries)
-                write_file(args.output / "table.md", lambda file, text=text: file.write_text(text))  # type: ignore[misc]
+                write_text(args.output / "table.md", text)
     print(text, end="")
     return 0
 

@@ -43,8 +43,12 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    write_file(path, lambda file: file.write_text(text))
+
+
 def write_json(path: Path, value: object) -> None:
-    write_file(path, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 class RunFolder:
@@ -60,7 +64,7 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that will be run again."""
         kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-        write_file(self.metrics, lambda file: file.write_text("".join(kept)))
+        write_text(self.metrics, "".join(kept))
 
     def add_metrics(self, **values: object) -> None:
         with self.metrics.open("a") as file:
