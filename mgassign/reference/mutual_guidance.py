@@ -1,9 +1,8 @@
-"""What mgassign computes, in plain PyTorch: slow, obvious, and the yardstick of the tests and the benchmark.
+"""Mutual Guidance and its steps, one image.
 
 Read it beside the paper: Zhang, Fromont, Lefèvre, Avignon, *Localize to Classify and Classify to Localize:
 Mutual Guidance in Object Detection* (ACCV 2020), whose supplementary applies it to FCOS (Tian et al.,
-ICCV 2019). Everything here handles one image with its P points and G objects as [P, G] matrices, in
-float32. The compiled operators give the same assignments without ever holding such a matrix.
+ICCV 2019).
 """
 
 from __future__ import annotations
@@ -11,15 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .points import PointGrid
-
-__all__ = [
-    "amplified_centerness",
-    "box_iou",
-    "fcos_assign",
-    "mutual_guidance_assign",
-    "topk_per_object",
-]
+from ..points import PointGrid
 
 
 def valid_boxes(boxes: Tensor) -> Tensor:

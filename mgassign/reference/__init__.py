@@ -1,0 +1,29 @@
+"""What mgassign computes, in plain PyTorch: slow, obvious, and the yardstick of the tests and the benchmark.
+
+A file per assigner. Everything here handles one image with its P points and G objects as [P, G] matrices, in float32.
+The compiled operators give the same assignments without ever holding such a matrix.
+"""
+
+from .mutual_guidance import (
+    amplified_centerness,
+    box_areas,
+    box_iou,
+    distances,
+    fcos_assign,
+    mutual_guidance_assign,
+    on_own_level,
+    topk_per_object,
+    valid_boxes,
+)
+
+__all__ = [
+    "amplified_centerness",
+    "box_areas",
+    "box_iou",
+    "distances",
+    "fcos_assign",
+    "mutual_guidance_assign",
+    "on_own_level",
+    "topk_per_object",
+    "valid_boxes",
+]
