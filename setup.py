@@ -1,7 +1,7 @@
 """Builds mgassign's two compiled libraries; all other metadata stands in pyproject.toml.
 
-``mgassign._C`` holds every operator's schema and CPU kernel. ``mgassign._C_cuda`` holds CUDA kernels
-only and may be absent. Both use LibTorch's stable ABI, so one build serves several torch versions.
+``mgassign._C`` holds every operator's schema and CPU kernel. ``mgassign._C_cuda13`` (the major version of CUDA) holds
+CUDA kernels only and may be absent. Both use LibTorch's stable ABI, so one build serves several torch versions.
 
 Environment:
     MGASSIGN_CUDA=auto|1|0   auto (default): build CUDA kernels where nvcc and a CUDA build of torch are found
@@ -16,25 +16,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
+
+# Said before setuptools reads pyproject.toml: what it says itself is a riddle.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"mgassign: built by setuptools 77 or newer, not {setuptools.__version__}: pip install 'setuptools>=77,<82'"
+    )
+if sys.platform == "win32":
+    sys.exit("mgassign: Windows is not supported; the Windows Subsystem for Linux is")
+
 import torch
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 
 
 def find_cuda_toolkit() -> Path | None:
     """The folder of a toolkit that can compile and link: nvcc and libcudart in it."""
     nvcc = shutil.which("nvcc")
-    folders = (
-        os.environ.get("CUDA_HOME"),
-        os.environ.get("CUDA_PATH"),
-        nvcc and Path(nvcc).parents[1],
-        "/usr/local/cuda",
-    )
+    chosen = {name: os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)}
+    folders = (*chosen.values(), nvcc and Path(nvcc).parents[1], "/usr/local/cuda")
     for folder in (Path(folder) for folder in folders if folder):
         libraries = (
             library for lib in ("lib64", "lib", "lib/*-linux-gnu") for library in folder.glob(f"{lib}/libcudart.so*")
         )
         if (folder / "bin/nvcc").exists() and any(libraries):
             return folder
+        for name, value in chosen.items():
+            if folder == Path(value):
+                print(f"mgassign: {name}={value} is passed over: no bin/nvcc and libcudart in it")
     return None
 
 
@@ -105,12 +116,43 @@ def extensions() -> list[CppExtension]:
     built = [CppExtension("mgassign._C", cpu, extra_compile_args={"cxx": cxx}, **common)]
     if cuda := cuda_sources():
         flags = {"cxx": cxx, "nvcc": NVCC_FLAGS + STABLE_ABI + ["-DUSE_CUDA"]}
-        built.append(CUDAExtension("mgassign._C_cuda", cuda, extra_compile_args=flags, **common))
+        name = f"mgassign._C_cuda{torch.version.cuda.split('.')[0]}"
+        built.append(CUDAExtension(name, cuda, extra_compile_args=flags, **common))
     return built
+
+
+class Build(build):
+    """Starts from an empty folder: whatever lies in it, from an earlier build too, goes into the wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+class BuildLibraries(BuildExtension):
+    """Leaves no library of an earlier build beside its own; what is to be installed is stripped."""
+
+    def run(self) -> None:
+        folder = Path("mgassign") if self.inplace else Path(self.build_lib, "mgassign")
+        for stale in folder.glob("_C*.so"):
+            stale.unlink()
+        super().run()
+
+    def build_extensions(self) -> None:
+        if not self.inplace and sys.platform == "linux":  # in place the line numbers stay, for profilers
+            for extension in self.extensions:
+                extension.extra_link_args.append("-Wl,--strip-all")
+        super().build_extensions()
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: the libraries are loaded by torch and use nothing of Python's."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build": Build, "build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )

@@ -6,6 +6,8 @@ Kernels live in csrc; each operator has a block here with its fake kernel (the s
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,13 +18,37 @@ OPERATORS = ("fcos_assign", "mutual_guidance_assign", "box_iou", "amplified_cent
 
 
 def _find(name: str) -> Path | None:
-    return next(iter(sorted(Path(__file__).parent.glob(f"{name}.*so"))), None)
+    """The compiled library of that name beside this file."""
+    candidates = (Path(__file__).with_name(name + suffix) for suffix in (".abi3.so", ".so", ".pyd"))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _why_not_built() -> str:
+    folder = Path(__file__).parents[1]
+    if sys.platform == "win32":
+        return "mgassign: Windows is not supported; the Windows Subsystem for Linux is"
+    if (folder / "setup.py").exists():
+        return (
+            f"mgassign: Python imports the sources in {folder}, whose compiled libraries are not built. To use an installed "
+            "mgassign, start Python in another folder; to use the sources, run `make mgassign/_C.abi3.so` there"
+        )
+    return f"mgassign: no compiled library _C beside {__file__}: the installation is incomplete, install it again"
+
+
+def _refuse_second_copy(path: Path) -> None:
+    """One process has one set of operators: a second library that registers them would end it."""
+    if os.path.realpath(path) in torch.ops.loaded_libraries or not hasattr(torch.ops.mgassign, OPERATORS[0]):
+        return
+    copies = (Path(loaded) for loaded in torch.ops.loaded_libraries if Path(loaded).name.startswith("_C."))
+    first = next((copy for copy in copies if copy.exists() and b"mgassign" in copy.read_bytes()), "another library")
+    raise ImportError(f"mgassign: cannot load {path}: {first} has registered the same operators in this process")
 
 
 def _load_cpu() -> Path:
     path = _find("_C")
     if path is None:
-        raise ImportError(f"mgassign: no compiled library _C beside {__file__}; build it with `pip install .`")
+        raise ImportError(_why_not_built())
+    _refuse_second_copy(path)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -36,8 +62,12 @@ def _load_cuda() -> tuple[Path | None, str]:
     """The CUDA library's path, or None and the reason there is none."""
     if torch.version.cuda is None:
         return None, f"torch {torch.__version__} is built without CUDA"
-    path = _find("_C_cuda")
+    wanted = f"_C_cuda{torch.version.cuda.split('.')[0]}"
+    path = _find(wanted)
     if path is None:
+        others = ", ".join(path.name for path in Path(__file__).parent.glob("_C_cuda*"))
+        if others:
+            return None, f"torch {torch.__version__} with CUDA {torch.version.cuda} needs {wanted}; there is {others}"
         return None, "mgassign was built without CUDA kernels (build it with MGASSIGN_CUDA=1)"
     try:
         torch.ops.load_library(path)

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+import mgassign
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("default", max_examples=200, derandomize=True, **_COMMON)
@@ -22,10 +25,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("MGASSIGN_DATA"),
         help="folder with coco_val2017_boxes.npz (default: $MGASSIGN_DATA)",
     )
+    parser.addoption(
+        "--installed",
+        action="store_true",
+        help="refuse to test the checkout's mgassign: pytest --installed --pyargs mgassign tests (not python -m pytest)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("deep" if config.getoption("--deep") else "default")
+    if config.getoption("--installed") and Path(mgassign.__file__).is_relative_to(
+        Path(__file__).parents[1] / "mgassign"
+    ):
+        raise pytest.UsageError(f"--installed: expected an installed mgassign, got the checkout's {mgassign.__file__}")
+
+
+def pytest_report_header() -> str:
+    return f"mgassign {mgassign.__version__} in {Path(mgassign.__file__).parent}, torch {torch.__version__}"
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("tqdm")
+pytest.importorskip("torchvision")
 
 from torchvision import tv_tensors
 from torchvision.transforms import v2

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("tqdm")
+pytest.importorskip("torchvision")
 
 import metrics
 from compare import summarize, t_quantile

@@ -16,12 +16,14 @@ import torch
 
 pytest.importorskip("tqdm")
 pytest.importorskip("tensorboard")
+pytest.importorskip("torchvision")
 
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 import compare
 import evaluate
 import figures
+import mgassign
 import profile_step
 import train
 from drawn import draw_set
@@ -204,7 +206,7 @@ def test_two_processes_train_like_one(data, tmp_path):
     more = options(data, "--assigner", "mutual")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(Path(mgassign.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
     }
     subprocess.run(
