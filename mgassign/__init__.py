@@ -3,6 +3,7 @@
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
+from .targets import centerness, take
 
 __version__ = "0.1.0"
 
@@ -13,7 +14,9 @@ __all__ = [
     "PointGrid",
     "amplified_centerness",
     "box_iou",
+    "centerness",
     "fcos_assign",
     "mutual_guidance_assign",
+    "take",
     "topk_per_object",
 ]
