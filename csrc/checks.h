@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "glibc.h"
 #include "math/grid.h"
 
 namespace mgassign {

@@ -9,6 +9,8 @@
 //   neither                      gt_boxes [B, G, 4]; where there are labels, -1 marks padding
 #include <torch/csrc/stable/library.h>
 
+#include "glibc.h"
+
 #define MGASSIGN_OBJECTS "Tensor? gt_offsets, SymInt[]? gt_counts"
 #define MGASSIGN_GRID "SymInt[] heights, SymInt[] widths, int[] strides, float[] offsets, float[] ranges"
 

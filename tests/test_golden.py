@@ -1,0 +1,194 @@
+"""The same bits everywhere: hashes of what is assigned, and of the scalar math, kept for good.
+
+They hold for every torch, Python, compiler, instruction set and number of threads. A changed hash is a changed result:
+a line under "Results" in the changelog, and a minor version. ``python tests/test_golden.py`` prints today's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import RandomState  # its numbers never change, unlike torch's and default_rng's
+from torch import Tensor
+
+from agreement import check_agreement
+from mgassign import PointGrid, amplified_centerness, box_iou, fcos_assign, mutual_guidance_assign, topk_per_object
+from scenes import Scene
+
+HERE = Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+
+
+def float32(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def golden_scene(
+    size: tuple[int, int], strides: tuple[int, ...], objects: tuple[int, ...], num_classes: int = 5, step: float = 0.0
+) -> Scene:
+    """A batch from exactly rounded arithmetic alone: no function whose last bit depends on a library.
+
+    With a step all coordinates and scores are its multiples, so that ties are frequent.
+    """
+    random = RandomState(sum(objects) + len(strides))
+    grid = PointGrid.for_image(size, strides)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return np.round(values / step) * step if step else values
+
+    points = grid.points().numpy().astype(np.float64)
+    reach = grid.point_strides().numpy().astype(np.float64)[:, None]
+    extent = np.array([size[1], size[0]], dtype=np.float64)
+    pred_boxes, pred_logits, gt_boxes, gt_labels = [], [], [], []
+    for count in objects:
+        sides = 4 + random.random_sample((count, 2)) ** 4 * (0.9 * extent - 4)  # most are small
+        corner = random.random_sample((count, 2)) * (extent - sides)
+        boxes = rounded(np.concatenate([corner, corner + sides], axis=1))
+        labels = random.randint(num_classes, size=count)
+        distances = random.random_sample((len(points), 4)) * 3 * reach
+        predicted = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1)
+        logits = random.random_sample((len(points), num_classes)) * 8 - 6
+        if count:
+            picked = random.randint(count, size=len(points))
+            near = random.random_sample(len(points)) < 0.4
+            shift = (random.random_sample((len(points), 4)) - 0.5) * reach
+            predicted = np.where(near[:, None], boxes[picked] + shift, predicted)
+            logits[near, labels[picked[near]]] += 4
+        pred_boxes.append(float32(rounded(predicted)))
+        pred_logits.append(float32(rounded(logits)))
+        gt_boxes.append(float32(boxes))
+        gt_labels.append(torch.from_numpy(labels.astype(np.int64)))
+    return Scene(grid, torch.stack(pred_boxes), torch.stack(pred_logits), gt_boxes, gt_labels)
+
+
+def mixed() -> Scene:
+    return golden_scene((320, 416), (8, 16, 32, 64, 128), (12, 0, 1, 40))
+
+
+def crowded() -> Scene:
+    return golden_scene((256, 320), (8, 16, 32), (300,))
+
+
+def tied() -> Scene:
+    return golden_scene((192, 192), (8, 16, 32), (30, 30), step=4.0)
+
+
+def odd() -> Scene:
+    """With what is no number and what is no box."""
+    scene = mixed()
+    random = RandomState(7)
+    for values, share in ((scene.pred_boxes, 0.02), (scene.pred_logits, 0.02), (scene.gt_boxes[3], 0.05)):
+        for odd_value in (np.nan, np.inf, -np.inf, 3e38):
+            values[torch.from_numpy(random.random_sample(tuple(values.shape)) < share)] = odd_value
+    return scene
+
+
+def blocks(scene: Scene) -> tuple[Tensor, ...]:
+    """What the building blocks give for the last image: R and A, bit for bit, and who is chosen by them."""
+    boxes, labels = scene.gt_boxes[-1], scene.gt_labels[-1]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    k = 1 + labels % 9
+    iou = box_iou(scene.pred_boxes[-1], boxes)
+    amplified = amplified_centerness(scene.grid, boxes, scene.pred_logits[-1][:, labels].clamp(0, 1).nan_to_num(0))
+    return iou, amplified, topk_per_object(iou, k, areas), topk_per_object(amplified, k, areas)
+
+
+CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+    "mutual guidance": lambda: mixed().assign(),
+    "mutual guidance, crowded": lambda: crowded().assign(),
+    "mutual guidance, tied": lambda: tied().assign(),
+    "mutual guidance, odd values": lambda: odd().assign(),
+    "mutual guidance, float16": lambda: mixed().to(torch.float16).assign(),
+    "mutual guidance, bfloat16": lambda: mixed().to(torch.bfloat16).assign(),
+    "mutual guidance, every level": lambda: crowded().assign(level_gate=False, sigma=1.25, min_points=7),
+    "mutual guidance, whole boxes": lambda: mixed().assign(center_radius=0, sigma=3.5),
+    "fcos": lambda: fcos_assign(mixed().grid, mixed().gt_boxes),
+    "fcos, tied": lambda: fcos_assign(tied().grid, tied().gt_boxes, 2.5),
+    "building blocks": lambda: blocks(mixed()),
+    "building blocks, tied": lambda: blocks(tied()),
+    "building blocks, odd values": lambda: blocks(odd()),
+}
+
+
+def digest(results: tuple[Tensor, ...]) -> str:
+    hashed = sha256()
+    for result in results:
+        assert not (result.is_floating_point() and result.isnan().any()), "the bits of NaN differ between processors"
+        hashed.update(f"{result.dtype} {tuple(result.shape)}".encode())
+        hashed.update(result.numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def test_the_scenes_are_assigned_as_the_reference_does():
+    for scene in (mixed(), tied()):
+        assert check_agreement(scene.assign(), scene) <= 0.01 * int((scene.assign().loc >= 0).sum())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_assignments(name):
+    assert digest(CALLS[name]()) == GOLDEN["assignments"][name]
+
+
+def test_assignments_for_any_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert digest(mutual_guidance_assign(*vars(mixed()).values())) == GOLDEN["assignments"]["mutual guidance"]
+    finally:
+        torch.set_num_threads(before)
+
+
+# The math alone, with every compiler at hand; for aarch64 run by an emulator.
+COMPILERS = {
+    "c++": [],
+    "g++-11": [],
+    "g++-12": [],
+    "clang++-14": [],
+    "clang++-19": [],
+    "aarch64-linux-gnu-g++": ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
+}
+
+
+def math_digests(compiler: str, optimization: str, folder: Path) -> dict[str, str]:
+    program = folder / "golden_math"
+    flags = [
+        "-std=c++17",
+        optimization,
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Werror",
+    ]
+    subprocess.run([compiler, *flags, str(HERE / "golden_math.cpp"), "-o", str(program)], check=True)
+    told = subprocess.run([*COMPILERS[compiler], str(program)], check=True, capture_output=True, text=True).stdout
+    return dict(line.split() for line in told.splitlines())
+
+
+@pytest.mark.parametrize("optimization", ["-O0", "-O3"])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_math(compiler, optimization, tmp_path):
+    for program in (compiler, *COMPILERS[compiler][:1]):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}")
+    assert math_digests(compiler, optimization, tmp_path) == GOLDEN["math"]
+
+
+if __name__ == "__main__":
+    today = {
+        "assignments": {name: digest(call()) for name, call in CALLS.items()},
+        "math": math_digests(os.environ.get("CXX", "c++"), "-O2", HERE.parent / "build"),
+    }
+    json.dump(today, sys.stdout, indent=2)
+    print()
