@@ -1,22 +1,23 @@
 // What every CUDA kernel uses: launches on the caller's stream, and views of what the kernels read.
 //
-// The kernels keep to the few primitives that tests/cuda_on_cpu offers too, so that they run, slowly, on
+// tests/ptx_on_cpu puts a queue of its own in the place of the stream, and runs what nvcc makes of the kernels on
 // machines without a GPU.
 #pragma once
 
+#include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
-
 #include <string>
+
 // Where the kernels of a file are registered.
-#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign, CUDA, m)
+#if defined(MGASSIGN_PTX_ON_CPU)
+#include <queue.h>
+#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign_ptx_on_cpu, CPU, m)
 #else
-#include <cuda_on_cpu.h>
+#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign, CUDA, m)
 #endif
 
 #include "../checks.h"
@@ -27,7 +28,9 @@ namespace mgassign::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-#if defined(__CUDACC__)
+#if defined(MGASSIGN_PTX_ON_CPU)
+using ::ptx_on_cpu::Queue;
+#else
 inline void check_cuda(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("mgassign: CUDA: ") + cudaGetErrorString(error));
 }
@@ -53,8 +56,6 @@ class Queue {
   torch::stable::accelerator::DeviceGuard device_;
   cudaStream_t stream_;
 };
-#else
-using ::cuda_on_cpu::Queue;
 #endif
 
 inline unsigned blocks_for(int64_t units, int64_t units_per_block) {
