@@ -5,6 +5,7 @@
 #   PYTHON        for a new .venv:        make test PYTHON=python3.12
 #   CONSTRAINTS   the versions to use:    make test CONSTRAINTS=/dev/null (the newest)
 #   MGASSIGN_CUDA auto, 1 or 0:           make test MGASSIGN_CUDA=0 (no CUDA kernels; see setup.py)
+#   MGASSIGN_STRICT 1: warnings, and kernels that spill, are errors
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -62,7 +63,7 @@ math: $(installed)
 	@.venv/bin/cmake --preset release > build/configure.log || { cat build/configure.log; exit 1; }
 	@.venv/bin/cmake --build build/release -- --quiet
 
-# From ptxas' report of each kernel compiled; one that spills ends the build.
+# From ptxas' report of each kernel compiled; with MGASSIGN_STRICT=1 one that spills ends the build.
 define kernel_resources
 /Compiling entry function/ { match($$0, /[a-z_]+_kernel/); name = substr($$0, RSTART, RLENGTH); split($$0, part, "'"); arch = part[4] }
 /ptxas info *: Used/ { sub(/.*: Used/, ""); sub(/, used [0-9]+ barriers/, ""); print "  " name " " arch ":" $$0 }
@@ -87,6 +88,6 @@ $(installed): FORCE
 	  { test -x .venv/bin/pip || $(PYTHON) -m venv .venv; } && \
 	  .venv/bin/pip install -qq -c $(CONSTRAINTS) $(PACKAGES) && $(wanted) > $@; }
 
-chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME"
+chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME"
 $(settings): FORCE | $(installed)
 	@$(chosen) | cmp -s - $@ || $(chosen) > $@

@@ -6,6 +6,7 @@ CUDA kernels only and may be absent. Both use LibTorch's stable ABI, so one buil
 Environment:
     MGASSIGN_CUDA=auto|1|0   auto (default): build CUDA kernels where nvcc and a CUDA build of torch are found
     TORCH_CUDA_ARCH_LIST     as in torch; unset and without a GPU: a written list, PTX on the last
+    MGASSIGN_STRICT=1        warnings are errors, kernels that spill registers too: for those who work on mgassign
     MGASSIGN_SANITIZE=1      address and undefined-behaviour sanitizers (run Python with libasan preloaded)
 """
 
@@ -55,7 +56,9 @@ if cuda_toolkit := find_cuda_toolkit():
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
-CUDA_ARCHITECTURES = "8.0;8.9;9.0;10.0+PTX"
+# Compute capabilities: what is built where nothing else is said, as far as nvcc knows them.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+OLDEST_ARCHITECTURE = (7, 5)
 
 # The oldest torch whose stable ABI the sources use: 2.11.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
@@ -74,9 +77,39 @@ CXX_FLAGS = [
     "-Wextra",
     "-Wno-unused-parameter",
 ]
-# ptxas tells registers and shared memory of each kernel; one that spills, or uses local memory, is an error.
-PTXAS_FLAGS = "-Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error"
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden", PTXAS_FLAGS, "-Werror=all-warnings"]
+# ptxas tells registers and shared memory of each kernel.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v"]
+if os.environ.get("MGASSIGN_STRICT") == "1":
+    CXX_FLAGS.append("-Werror")
+    NVCC_FLAGS.append("-Werror=all-warnings")
+    NVCC_FLAGS.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
+
+
+def is_too_old(architecture: str) -> bool:
+    """Whether a compute capability, as in TORCH_CUDA_ARCH_LIST, is below what the kernels need; names are not known."""
+    number = re.match(r"(\d+)\.(\d+)", architecture)
+    return number is not None and (int(number[1]), int(number[2])) < OLDEST_ARCHITECTURE
+
+
+def choose_architectures() -> str:
+    """Sets TORCH_CUDA_ARCH_LIST where torch would not know better; why there is nothing to build for, or ""."""
+    oldest = "{}.{}".format(*OLDEST_ARCHITECTURE)
+    if wanted := os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";"):
+        new_enough = [arch for arch in wanted.split(";") if arch and not is_too_old(arch)]
+        if ";".join(new_enough) != wanted:
+            print(f"mgassign: of TORCH_CUDA_ARCH_LIST={wanted} what is older than {oldest} is passed over")
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(new_enough)
+        return "" if new_enough else f"TORCH_CUDA_ARCH_LIST={wanted}, and the kernels need {oldest} or newer"
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        too_old = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"
+        return f"{too_old}, and the kernels need {oldest} or newer" if capability < OLDEST_ARCHITECTURE else ""
+    known = subprocess.run(
+        [cuda_toolkit / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True
+    ).stdout.split()
+    buildable = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(buildable or CUDA_ARCHITECTURES) + "+PTX"
+    return ""
 
 
 def cuda_sources() -> list[str]:
@@ -95,13 +128,13 @@ def cuda_sources() -> list[str]:
         if found is None or found[1] != torch.version.cuda.split(".")[0]:
             release = found[1] if found else "unknown"
             missing.append(f"nvcc's CUDA {release} in {cuda_toolkit} is not torch's {torch.version.cuda}")
+    if wish != "0" and not missing and (nothing_to_build_for := choose_architectures()):
+        missing.append(nothing_to_build_for)
     if wish == "1" and missing:
         sys.exit(f"MGASSIGN_CUDA=1, but {'; '.join(missing)}")
     if wish == "0" or missing:
         print(f"mgassign: building without CUDA ({'MGASSIGN_CUDA=0' if wish == '0' else '; '.join(missing)})")
         return []
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = CUDA_ARCHITECTURES
     print(f"mgassign: building with CUDA {torch.version.cuda}, toolkit in {cuda_toolkit}")
     return sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 
@@ -117,7 +150,9 @@ def extensions() -> list[CppExtension]:
     if cuda := cuda_sources():
         flags = {"cxx": cxx, "nvcc": NVCC_FLAGS + STABLE_ABI + ["-DUSE_CUDA"]}
         name = f"mgassign._C_cuda{torch.version.cuda.split('.')[0]}"
-        built.append(CUDAExtension(name, cuda, extra_compile_args=flags, **common))
+        # Nobody who did not insist on CUDA goes without the CPU's kernels because of it.
+        optional = os.environ.get("MGASSIGN_CUDA", "auto") == "auto"
+        built.append(CUDAExtension(name, cuda, extra_compile_args=flags, optional=optional, **common))
     return built
 
 
@@ -142,7 +177,15 @@ class BuildLibraries(BuildExtension):
         if not self.inplace and sys.platform == "linux":  # in place the line numbers stay, for profilers
             for extension in self.extensions:
                 extension.extra_link_args.append("-Wl,--strip-all")
-        super().build_extensions()
+        try:
+            super().build_extensions()
+        except Exception as error:
+            needed = [extension for extension in self.extensions if not extension.optional]
+            if len(needed) == len(self.extensions):
+                raise
+            print(f"mgassign: built without CUDA, whose compilation failed (MGASSIGN_CUDA=1 insists on it): {error}")
+            self.extensions = needed
+            super().build_extensions()
 
 
 class Wheel(bdist_wheel):
