@@ -226,6 +226,9 @@ def parse_arguments() -> argparse.Namespace:
     option(
         "--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu; cuda: see bench_cuda.py)"
     )
+    option(
+        "--objects", choices=["padded", "list"], default="padded", help="with --device cuda: the form of the objects"
+    )
     option("--json", type=Path, metavar="FILE", help="write machine, versions and all figures there")
     option(
         "--peers", nargs="?", const=",".join(PEERS), metavar="A,B,...",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 
+import bench_cuda
 import mgassign
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign
 from scenes import STRIDES, Scene, scene, scene_of
@@ -156,12 +158,9 @@ def test_compiles_and_autocast_changes_nothing():
 def test_extra_memory(objects):
     of = on_gpu(scene((800, 1024), STRIDES, objects=(objects,) * 4, num_classes=2, seed=7))
     boxes, labels = padded(of)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    found = mutual_guidance_assign(of.grid, of.pred_boxes, of.pred_logits, boxes, labels)
-    outputs = torch.cuda.memory_allocated() - before
-    extra = torch.cuda.max_memory_allocated() - before - outputs
+    assign = functools.partial(mutual_guidance_assign, of.grid, of.pred_boxes, of.pred_logits, boxes, labels)
+    found = assign()
+    extra = bench_cuda.extra_bytes(assign)
     assert extra <= 40 * found.cls.numel()
 
 

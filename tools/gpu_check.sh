@@ -1,70 +1,89 @@
 #!/usr/bin/env bash
-# Checks mgassign on a machine with an NVIDIA GPU: build, tests, sanitizers, benchmark. Ends in a short table.
+# Checks mgassign on a machine with an NVIDIA GPU, part after part, the most telling first.
 #
-#   tools/gpu_check.sh RESULTS     logs and cuda.json go into this folder
+#   tools/gpu_check.sh RESULTS              all parts
+#   tools/gpu_check.sh RESULTS PART...      some: versions build tests benchmark lists memcheck racecheck initcheck
+#                                           synccheck rest
 #
-# Uses the Python named by PYTHON (default python3) with the packages it has; downloads nothing. About 6 minutes.
+# RESULTS gets summary.txt, a line for each part as it ends; logs.tar, what each printed (running.log: the one that was
+# cut off); cuda.json and lists.json, figures. Every part is done within 8 minutes, the first three within 6 together.
+# Uses the Python named by PYTHON (default python3) with the packages it has; downloads nothing.
 set -uo pipefail
 
-if [[ $# != 1 || "$1" == -* ]]; then
-  sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-  [[ "${1:-}" == --help || "${1:-}" == -h ]] && exit 0 || exit 2
-fi
+parts=(versions build tests benchmark lists memcheck racecheck initcheck synccheck rest)
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  "" | -*) usage >&2; exit 2 ;;
+esac
 mkdir -p "$1" || exit 2
 results="$(cd "$1" && pwd)"
+shift
+for part in "$@"; do
+  [[ " ${parts[*]} " == *" $part "* ]] || { echo "no part $part; there are ${parts[*]}" >&2; exit 2; }
+done
+[[ $# == 0 ]] || parts=("$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python="${PYTHON:-python3}"
-export PYTHONPATH="$PWD" MGASSIGN_CUDA=1
-failed=0
-table=""
-
-# step NAME COMMAND...: runs it, its output into RESULTS/NAME.log.
-step() {
-  local name="$1" started=$SECONDS state=passed
-  shift
-  echo "== $name"
-  "$@" > "$results/$name.log" 2>&1 || state="FAILED ($?)"
-  if [[ "$state" != passed ]]; then
-    failed=1
-    tail -n 30 "$results/$name.log"
-  fi
-  table+="$(printf '%-12s %4d s  %-12s %s' "$name" $((SECONDS - started)) "$state" \
-    "$(grep -E '^(=+ .*(passed|failed)|========= ERROR SUMMARY|[0-9]+ (passed|failed))' "$results/$name.log" | tail -n 1)")"$'\n'
-}
+export PYTHONPATH="$PWD" MGASSIGN_CUDA=1 MGASSIGN_STRICT=1
+most_log_bytes=1000000
+# What stands in for a GPU where there is none has no place here.
+pytest=("$python" -m pytest -q -rs -p no:cacheprovider -m "not ptx")
 
 versions() {
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv &&
-    "$python" -c 'import sys, torch; print(sys.version); print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())'
+    "$python" -c 'import sys, setuptools, torch
+print("Python", sys.version, "torch", torch.__version__, "CUDA", torch.version.cuda, "setuptools", setuptools.__version__)
+print(torch.cuda.get_device_name(), "compute capability", torch.cuda.get_device_capability())' &&
+    for tool in ninja g++ nvcc compute-sanitizer; do
+      printf '%s: ' "$tool"
+      { "$tool" --version || echo "not found"; } 2>&1 | grep -E '[0-9]+\.[0-9]|not found' | tail -n 1
+    done
 }
 
-build() {
-  local arch
-  arch="$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')" &&
-    TORCH_CUDA_ARCH_LIST="$arch" "$python" setup.py build_ext --inplace --force && "$python" -m mgassign
-}
+build() { "$python" setup.py build_ext --inplace --force && "$python" -m mgassign; }
 
-# compute-sanitizer slows kernels down a hundredfold: some small cases.
+tests() { "${pytest[@]}" tests/test_cuda.py tests/test_cuda_kernels.py; }
+
+benchmark() { "$python" benchmarks/bench_assign.py --device cuda --json "$results/cuda.json"; }
+
+lists() { "$python" benchmarks/bench_assign.py --device cuda --objects list --json "$results/lists.json"; }
+
+# compute-sanitizer slows kernels down a hundredfold: some small cases. Whether it found anything, its own last line says.
 sanitize() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 compute-sanitizer --tool "$1" --error-exitcode 1 \
-    "$python" -m pytest -q -x -p no:cacheprovider tests/test_cuda_kernels.py \
-    -k 'GPU and (three or eight or forms or building or images or 40-70 or 700-3 or huge)'
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "${pytest[@]}" -x \
+    tests/test_cuda_kernels.py -k 'GPU and (three or eight or forms or building or images or 40-70 or 700-3 or huge)' &&
+    tail -n 1 "$log" | grep -qE '^=+ (ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)'
+}
+memcheck() { sanitize memcheck; }
+racecheck() { sanitize racecheck; }
+initcheck() { sanitize initcheck; }
+synccheck() { sanitize synccheck; }
+
+# The CPU's tests. The math module wants CMake and pybind11; without them its tests are left out.
+rest() {
+  local without=(--ignore tests/test_cuda.py --ignore tests/test_cuda_kernels.py)
+  cmake --preset release -DPython_EXECUTABLE="$(command -v "$python")" && cmake --build build/release ||
+    without+=(--ignore tests/test_math.py)
+  "${pytest[@]}" "${without[@]}"
 }
 
-step versions versions
-step build build
-[[ $failed == 0 ]] || exit 1
-# The math module wants CMake and pybind11; without them its tests, which are the CPU's, are left out.
-without=()
-if "$python" -c 'import pybind11' 2> /dev/null && command -v cmake > /dev/null; then
-  step math bash -c "cmake --preset release -DPython_EXECUTABLE='$(command -v "$python")' && cmake --build build/release"
-else
-  without=(--ignore tests/test_math.py)
-fi
-# Without the kernels on host threads: they stand in for a GPU where there is none.
-step tests timeout 240 "$python" -m pytest -q -rs -p no:cacheprovider -k 'not host' "${without[@]}"
-for tool in memcheck racecheck initcheck synccheck; do step "$tool" sanitize "$tool"; done
-step benchmark timeout 200 "$python" benchmarks/bench_assign.py --device cuda --json "$results/cuda.json"
-
-cat "$results/benchmark.log"
-printf '\n%s' "$table" | tee "$results/summary.txt"
+declare -A seconds=([versions]=60 [build]=150 [tests]=150)
+log="$results/running.log"
+export -f "${parts[@]}" sanitize
+export results python log
+failed=0
+for part in "${parts[@]}"; do
+  echo "== $part"
+  started=$SECONDS state=passed
+  timeout "${seconds[$part]:-450}" bash -c "$(declare -p pytest); $part" > "$log" 2>&1 || state="FAILED ($?)"
+  said="$(grep -E '^(=+ (ERROR|RACECHECK) SUMMARY|=* ?[0-9]+ (passed|failed)|Compared with the CPU|NVIDIA|.*error:)' "$log")"
+  printf '%-10s %4d s  %-13s %s\n' "$part" $((SECONDS - started)) "$state" "${said##*$'\n'}" |
+    tee -a "$results/summary.txt"
+  [[ "$state" == passed ]] || { failed=1; tail -n 30 "$log"; }
+  tail -c $most_log_bytes "$log" > "$results/$part.log"
+  tar --append --file "$results/logs.tar" -C "$results" "$part.log"
+  rm "$log" "$results/$part.log"
+  [[ "$part" == build && "$state" != passed ]] && break
+done
 exit $failed
