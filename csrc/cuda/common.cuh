@@ -28,6 +28,13 @@ namespace mgassign::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Turing's multiprocessors hold 1024 threads, half as many as later ones: fewer blocks, more registers for each thread.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kTuring = true;
+#else
+constexpr bool kTuring = false;
+#endif
+
 #if defined(MGASSIGN_PTX_ON_CPU)
 using ::ptx_on_cpu::Queue;
 #else

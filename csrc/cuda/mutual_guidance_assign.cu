@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kWarps = 8;  // of a block
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kBlocks = 4;  // on a multiprocessor: leaves the 64 registers a thread needs
+constexpr int kBlocks = kTuring ? 3 : 4;  // on a multiprocessor: leaves the 64 registers a thread needs
 
 struct Competition {
   Levels levels;
@@ -38,14 +38,22 @@ struct Competition {
   int64_t* least_points;  // min_points of the objects that take part
 };
 
-// Order-preserving, so that a warp's smallest float is one integer reduction.
+// Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+__device__ float smallest_of_warp(float value) {
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    value = smaller_number(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+#else
 __device__ uint32_t ordered(float value) {
   const uint32_t bits = bits_of(value);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 __device__ float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 __device__ float smallest_of_warp(float value) { return unordered(__reduce_min_sync(kAllLanes, ordered(value))); }
-__device__ float largest_of_warp(float value) { return unordered(__reduce_max_sync(kAllLanes, ordered(value))); }
+#endif
+__device__ float largest_of_warp(float value) { return -smallest_of_warp(-value); }
 
 __device__ Box bounds_of_warp(const Box& box, bool valid) {
   return {smallest_of_warp(valid ? box.x1 : kInfinity), smallest_of_warp(valid ? box.y1 : kInfinity),

@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kWarps = 16;  // of a block
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kBlocks = 3;       // on a multiprocessor, where they select: leaves the 40 registers a thread needs
-constexpr int kObjects = kWarp;  // of a block: one a lane where their segments are laid out
-constexpr int kAtOnce = 4;       // reads in flight of a thread that gathers
+constexpr int kBlocks = kTuring ? 2 : 3;  // on a multiprocessor, where they select: leaves the 40 registers it needs
+constexpr int kObjects = kWarp;           // of a block: one a lane where their segments are laid out
+constexpr int kAtOnce = 4;                // reads in flight of a thread that gathers
 constexpr int kDigits = 256;
 constexpr int kDigitBits = 8;
 
