@@ -290,6 +290,19 @@ class _Kernel:
             result = f"{TYPES[kind]}({result})"
         return f"{{ {operands}{self.store(i.operands[0], result)} }}"
 
+    def emit_mov(self, i: Instruction) -> str:
+        """Also puts a register together from several, low bits first, or takes it apart."""
+        to, value = ([part.strip() for part in operand.strip("{}").split(",")] for operand in i.operands)
+        if len(to) == len(value) == 1:
+            return self.emit_plain(i)
+        bits = _bits(i.type) // max(len(to), len(value))
+        if len(to) == 1:
+            shifted = (f"uint64_t({self.value(part, f'u{bits}')}) << {n * bits}" for n, part in enumerate(value))
+            return self.store(to[0], f"{TYPES[i.type]}({' | '.join(shifted)})")
+        whole = self.value(value[0], i.type)
+        parts = (self.store(part, f"uint{bits}_t({whole} >> {n * bits})") for n, part in enumerate(to))
+        return f"{{ {' '.join(parts)} }}"
+
     def emit_bra(self, i: Instruction) -> str:
         return f"goto {_label(i.operands[0])};"
 
