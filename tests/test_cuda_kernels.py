@@ -17,6 +17,8 @@ from scenes import GRIDS, STRIDES, Scene, scene, scene_of, scenes
 from test_building_blocks import TOPK_CASES
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
+pytestmark = pytest.mark.slow  # compiling the kernels is
+
 Run = Callable[..., Any]
 
 has_gpu = torch.cuda.is_available() and _library.cuda_library is not None

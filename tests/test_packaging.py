@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,12 +67,6 @@ def test_operators_that_someone_loaded_before_are_refused_by_name(copy):
     )
 
 
-def test_the_same_copy_can_be_imported_again():
-    forget = "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('mgassign')]"
-    done = python("-c", f"import sys, mgassign; {forget}; import mgassign; print(mgassign.__version__)")
-    assert done.stdout == f"{mgassign.__version__}\n"
-
-
 def without_libraries(copy: Path) -> str:
     for library in copy.glob("_C*"):
         library.unlink()
@@ -103,6 +98,7 @@ def test_kernels_for_another_cuda_are_told(copy):
     assert "CUDA 98.1 needs _C_cuda98; there is _C_cuda99.abi3.so" in done.stdout
 
 
+@pytest.mark.slow  # of the checkout, not of what is installed
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 def test_the_source_distribution_holds_all_that_is_tracked(tmp_path):
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -117,3 +113,32 @@ def test_the_source_distribution_holds_all_that_is_tracked(tmp_path):
         files = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
     generated = {name for name in files if name == "PKG-INFO" or name == "setup.cfg" or ".egg-info/" in name}
     assert files - generated == tracked
+
+
+def test_workflows_run_what_the_makefile_offers():
+    targets = set(re.findall(r"^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for workflow in (ROOT / ".github/workflows").glob("*.yml"):
+        steps = re.findall(r"^ +- run: (.*)$", workflow.read_text(), re.MULTILINE)
+        assert all(step.startswith("make ") for step in steps), workflow
+        assert {step.split()[1] for step in steps} <= targets, workflow
+
+
+def test_versions_agree_between_files():
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    hooks = re.findall(r"[\w-]+==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(hooks) == 4
+    assert set(hooks) <= set(constraints)
+    assert f"\nversion: {mgassign.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_links_lead_into_the_repository():
+    """The README is shown on the package's page too: its links are absolute, to files that exist."""
+    repository = re.search(r'^Repository = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f'repository-code: "{repository}"\n' in (ROOT / "CITATION.cff").read_text()
+    links = re.findall(r"\]\(([^)]+)\)|^\[\w+\]: (\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    places = (f"{repository}/blob/main/", f"{repository}/tree/main/", f"{repository}/raw/main/")
+    for link in (first or second for first, second in links):
+        assert link.startswith("https://"), link
+        if link.startswith(repository):
+            inside = next(link.removeprefix(place) for place in places if link.startswith(place))
+            assert (ROOT / inside.partition("#")[0]).exists(), link
