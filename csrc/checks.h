@@ -5,10 +5,15 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cfloat>
+#include <iomanip>
 #include <limits>
+#include <memory>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "glibc.h"
@@ -19,11 +24,25 @@ namespace mgassign {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// std::invalid_argument reaches Python as ValueError.
+// How the operators take objects and a grid: the C++ side of library.cpp's MGASSIGN_OBJECTS and MGASSIGN_GRID.
+#define MGASSIGN_OBJECTS_PARAMETERS std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts
+#define MGASSIGN_GRID_PARAMETERS                                                          \
+  std::vector<int64_t> heights, std::vector<int64_t> widths, std::vector<double> strides, \
+      std::vector<double> spacings, std::vector<double> offsets, std::vector<double> ranges
+#define MGASSIGN_GRID_ARGUMENTS heights, widths, strides, spacings, offsets, ranges
+
+// Labels that are no class: of padding, and of a region whose points are nobody's and no background either.
+constexpr int64_t kPadding = -1, kRegion = -2;
+// Owners that are no object: of background, and of a point in a region.
+constexpr int64_t kBackground = -1, kIgnored = -2;
+
+// std::invalid_argument reaches Python as ValueError, from torch 2.15 on as RuntimeError: the public functions' call()
+// knows these messages by their beginning.
 template <typename... Parts>
 void check(bool condition, const Parts&... parts) {
   if (condition) return;
   std::ostringstream message;
+  message << "mgassign: ";
   (message << ... << parts);
   throw std::invalid_argument(message.str());
 }
@@ -58,17 +77,45 @@ inline void check_same_device(const Tensor& tensor, const Tensor& other, const c
         ": expected all tensors on one device");
 }
 
+// What the public functions' call() turns into torch's own exception for the device.
+class OutOfMemory : public std::runtime_error {
+ public:
+  explicit OutOfMemory(double bytes) : std::runtime_error(text(bytes)) {}
+
+ private:
+  static std::string text(double bytes) {
+    std::ostringstream message;
+    message << "mgassign: out of memory, cannot allocate " << std::fixed << std::setprecision(0) << bytes << " bytes";
+    return message.str();
+  }
+};
+
+// Room for `count` values in host memory, not initialised.
+template <typename Value>
+std::unique_ptr<Value[]> new_values(int64_t count) {
+  try {
+    return std::unique_ptr<Value[]>(new Value[count]);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory(static_cast<double>(count) * sizeof(Value));
+  }
+}
+
 // A contiguous tensor of one or two dimensions beside another, not initialised. Through the C interface
-// directly: new_empty goes round by the dispatcher, 2 microseconds for each of four results.
+// directly: new_empty goes round by the dispatcher, 2 microseconds for each of five results.
 inline Tensor new_tensor(const Tensor& beside, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const int64_t strides[] = {sizes.size() == 2 ? *(sizes.begin() + 1) : 1, 1};
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
+  const AOTITorchError error =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
                                dtype == ScalarType::Long ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32(),
-                               device_type, beside.get_device_index(), &handle));
+                               device_type, beside.get_device_index(), &handle);
+  if (error != AOTI_TORCH_SUCCESS) {
+    double bytes = dtype == ScalarType::Long ? 8 : 4;
+    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+    throw OutOfMemory(bytes);
+  }
   return Tensor(handle);
 }
 
@@ -78,7 +125,8 @@ struct Grid {
 
   int64_t widest_level() const {
     int64_t widest = 0;
-    for (const Level& level : levels) widest = std::max(widest, level.width);
+    for (const Level& level : levels)
+      if (level.height > 0) widest = std::max(widest, level.width);
     return widest;
   }
 };
@@ -90,21 +138,40 @@ inline void check_point_count(int64_t num_points) {
 }
 
 inline Grid make_grid(const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
-                      const std::vector<int64_t>& strides, const std::vector<double>& offsets,
-                      const std::vector<double>& ranges) {
+                      const std::vector<double>& strides, const std::vector<double>& spacings,
+                      const std::vector<double>& offsets, const std::vector<double>& ranges) {
   const size_t count = heights.size();
-  check(widths.size() == count && strides.size() == count && offsets.size() == count && ranges.size() == 2 * count,
-        "grid: expected lists of one length (ranges: twice that), got ", count, " heights, ", widths.size(),
-        " widths, ", strides.size(), " strides, ", offsets.size(), " offsets, ", ranges.size(), " ranges");
+  check(widths.size() == count && strides.size() == count && spacings.size() == 2 * count &&
+            offsets.size() == 2 * count && ranges.size() == 2 * count,
+        "grid: expected lists of one length (spacings, offsets, ranges: twice that), got ", count, " heights, ",
+        widths.size(), " widths, ", strides.size(), " strides, ", spacings.size(), " spacings, ", offsets.size(),
+        " offsets, ", ranges.size(), " ranges");
   Grid grid;
   for (size_t i = 0; i < count; ++i) {
-    check(heights[i] >= 0 && widths[i] >= 0 && strides[i] > 0, "grid: level ", i, " is ", heights[i], " x ", widths[i],
-          " of stride ", strides[i], "; expected sizes of at least 0 and a stride of at least 1");
-    check_point_count(std::max(heights[i], widths[i]));  // so that the product cannot overflow
-    grid.levels.push_back({heights[i], widths[i], grid.num_points, static_cast<float>(strides[i]),
-                           static_cast<float>(offsets[i]), static_cast<float>(ranges[2 * i]),
-                           static_cast<float>(ranges[2 * i + 1])});
-    grid.num_points += heights[i] * widths[i];
+    // No infinity travels in an operator's arguments: the largest number stands for it.
+    const auto end = [&](size_t place) {
+      const float bound = static_cast<float>(ranges[place]);
+      return bound >= FLT_MAX ? kInfinity : bound <= -FLT_MAX ? -kInfinity : bound;
+    };
+    const Level level{heights[i],
+                      widths[i],
+                      grid.num_points,
+                      static_cast<float>(strides[i]),
+                      {static_cast<float>(spacings[2 * i]), static_cast<float>(offsets[2 * i])},
+                      {static_cast<float>(spacings[2 * i + 1]), static_cast<float>(offsets[2 * i + 1])},
+                      end(2 * i),
+                      end(2 * i + 1)};
+    check(level.height >= 0 && level.width >= 0 && level.stride > 0 && level.y.spacing > 0 && level.x.spacing > 0 &&
+              is_finite(level.stride) && is_finite(level.y.spacing) && is_finite(level.x.spacing) &&
+              is_finite(level.y.offset) && is_finite(level.x.offset) && level.lo <= level.hi,
+          "grid: level ", i, " is ", level.height, " x ", level.width, " of stride ", level.stride, ", spacing ",
+          level.y.spacing, " x ", level.x.spacing, ", offset ", level.y.offset, " x ", level.x.offset, ", range ",
+          level.lo, " to ", level.hi,
+          "; expected sizes of at least 0, and finite numbers above 0 for strides and "
+          "spacings, in float32");
+    check_point_count(std::max(level.height, level.width));  // so that the product cannot overflow
+    grid.levels.push_back(level);
+    grid.num_points += level.height * level.width;
     check_point_count(grid.num_points);
   }
   return grid;
@@ -137,11 +204,14 @@ inline std::vector<int64_t> count_rows(const Tensor& gt_boxes, const std::option
   return offsets;
 }
 
-inline void check_rows(const std::vector<int64_t>& offsets, const Tensor& gt_boxes) {
+inline void check_rows(const std::vector<int64_t>& offsets, const Tensor& gt_boxes, bool counted) {
   check(offsets.front() == 0, "gt_offsets: expected the first to be 0, got ", offsets.front());
-  for (size_t b = 1; b < offsets.size(); ++b)
+  for (size_t b = 1; b < offsets.size(); ++b) {
+    check(!counted || offsets[b] >= offsets[b - 1], "gt_counts: expected at least 0 in each image, got ",
+          offsets[b] - offsets[b - 1], " in image ", b - 1);
     check(offsets[b] >= offsets[b - 1], "gt_offsets: expected them not to decrease, got ", offsets[b - 1], " before ",
           offsets[b]);
+  }
   check(offsets.back() == gt_boxes.numel() / 4, "gt_boxes: expected ", offsets.back(), " rows, one per object, got ",
         gt_boxes.numel() / 4);
 }
@@ -157,7 +227,7 @@ inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::opt
   } else {
     offsets = count_rows(gt_boxes, gt_counts);
   }
-  check_rows(offsets, gt_boxes);
+  check_rows(offsets, gt_boxes, gt_counts.has_value());
   return offsets;
 }
 
@@ -171,12 +241,20 @@ inline void check_sigma(double sigma) {
         "sigma: expected a finite number above 1, got ", sigma);
 }
 
-// Everything about mutual_guidance_assign's arguments that holds on every device.
+// What the objects' boxes have one of each: labels, counts of points.
+inline void check_property(const Tensor& property, const Tensor& gt_boxes, const char* name) {
+  check_packed(property, ScalarType::Long, name);
+  bool fits = property.dim() == gt_boxes.dim() - 1;
+  for (int64_t d = 0; fits && d < property.dim(); ++d) fits = property.size(d) == gt_boxes.size(d);
+  check(fits, name, ": expected one per object, like gt_boxes ", shape_of(gt_boxes),
+        " without its last dimension, got ", shape_of(property));
+  check_same_device(property, gt_boxes, name);
+}
+
+// Everything about predictions and labels that holds on every device.
 inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes,
                               const Tensor& gt_labels, int64_t num_images, int64_t num_points) {
-  check_packed(gt_labels, ScalarType::Long, "gt_labels");
-  check(gt_labels.dim() == gt_boxes.dim() - 1 && gt_labels.numel() == gt_boxes.numel() / 4,
-        "gt_labels: expected one label per object (", gt_boxes.numel() / 4, "), got shape ", shape_of(gt_labels));
+  check_property(gt_labels, gt_boxes, "gt_labels");
   check(pred_boxes.dim() == 3 && pred_boxes.size(0) == num_images && pred_boxes.size(1) == num_points &&
             pred_boxes.size(2) == 4,
         "pred_boxes: expected shape [", num_images, ", ", num_points, ", 4], got ", shape_of(pred_boxes));
@@ -186,14 +264,27 @@ inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_logit
   check_floating(pred_logits, "pred_logits");
   check_same_device(pred_logits, pred_boxes, "pred_logits");
   check_same_device(gt_boxes, pred_boxes, "gt_boxes");
-  check_same_device(gt_labels, pred_boxes, "gt_labels");
 }
 
-inline void check_settings(double center_radius, double sigma, int64_t min_points, int64_t activation) {
-  check_center_radius(center_radius);
-  check_sigma(sigma);
-  check(min_points >= 0, "min_points: expected at least 0, got ", min_points);
+// How many points an object gets: N_g, from what the original strategy or the caller gives it.
+struct Quota {
+  int64_t least, most;
+
+  Quota(int64_t min_points, int64_t max_points, int64_t num_points)
+      : least(std::min(min_points, num_points)), most(std::min(max_points, num_points)) {
+    check(0 <= min_points && min_points <= max_points,
+          "min_points, max_points: expected 0 <= min_points <= max_points, ", "got ", min_points, " and ", max_points);
+  }
+  MGASSIGN_HD int64_t of(int64_t points) const { return points < least ? least : (points > most ? most : points); }
+};
+
+inline void check_activation(int64_t activation) {
   check(activation == 0 || activation == 1, "activation: expected 0 (none) or 1 (sigmoid), got ", activation);
+}
+
+inline void check_ignore_share(double ignore_share) {
+  check(static_cast<float>(ignore_share) > 0 && ignore_share <= 1,
+        "ignore_share: expected a number above 0, at most 1, ", "got ", ignore_share);
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name, const char* shape) {

@@ -1,18 +1,20 @@
 // Every operator of mgassign, one schema each. The kernels stand in cpu/<op>.cpp and cuda/<op>.cu.
 //
-// A grid travels as lists, a level per entry: heights, widths, strides, offsets (pixels from the corner of
-// a cell to its point) and ranges (lo, hi of level 0, lo, hi of level 1, ...).
+// A grid travels as lists, a level per entry: heights, widths, strides; two entries a level: spacings (dy, dx) and
+// offsets (oy, ox) of the points, in pixels, and ranges (lo, hi). The largest float32 stands for infinity.
 //
 // Objects travel in one of three forms:
 //   gt_counts given              gt_boxes [N, 4], the objects of the images one after the other
 //   gt_offsets given (int64)     the same, image b holding rows gt_offsets[b] to gt_offsets[b + 1]
-//   neither                      gt_boxes [B, G, 4]; where there are labels, -1 marks padding
+//   neither                      gt_boxes [B, G, 4]
+// Labels [N] or [B, G]: -1 marks padding, -2 a region to be ignored.
 #include <torch/csrc/stable/library.h>
 
 #include "glibc.h"
 
 #define MGASSIGN_OBJECTS "Tensor? gt_offsets, SymInt[]? gt_counts"
-#define MGASSIGN_GRID "SymInt[] heights, SymInt[] widths, int[] strides, float[] offsets, float[] ranges"
+#define MGASSIGN_GRID \
+  "SymInt[] heights, SymInt[] widths, float[] strides, float[] spacings, float[] offsets, float[] ranges"
 
 // clang-format off
 STABLE_TORCH_LIBRARY(mgassign, m) {
@@ -20,11 +22,14 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
   m.def("fcos_assign(Tensor gt_boxes, " MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", float center_radius)"
         " -> (Tensor original, Tensor num_points)");
 
-  // pred_boxes [B, P, 4] xyxy and pred_logits [B, P, C], any float dtype and strides; activation: 0 none, 1 sigmoid
+  // pred_boxes [B, P, 4] xyxy and pred_logits [B, P, C], any float dtype and strides; activation: 0 none, 1 sigmoid.
+  // wanted, of the labels' shape, takes the place of the original strategy's counts; both are held to
+  // [min_points, max_points] and to P.
   m.def("mutual_guidance_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
         MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
-        "float center_radius, float sigma, bool level_gate, int min_points, int activation)"
-        " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points)");
+        "Tensor? wanted, float center_radius, float sigma, bool level_gate, SymInt min_points, SymInt max_points, "
+        "bool inside, float ignore_share, int activation)"
+        " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points, Tensor iou)");
 
   // [P, 4], [G, 4] -> [P, G]
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");

@@ -1,5 +1,8 @@
 """Label assignment for dense object detectors: Mutual Guidance and FCOS's own strategy, on CPU and CUDA."""
 
+import torch.serialization
+
+from ._objects import IGNORE
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
@@ -9,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FCOS_RANGES",
+    "IGNORE",
     "Assignment",
     "OriginalAssignment",
     "PointGrid",
@@ -20,3 +24,6 @@ __all__ = [
     "take",
     "topk_per_object",
 ]
+
+# Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
+torch.serialization.add_safe_globals([Assignment, OriginalAssignment, PointGrid])

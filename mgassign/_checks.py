@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,16 +12,23 @@ from .points import PointGrid
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+LARGEST_NUMBER = torch.finfo(torch.float32).max
+LARGEST_COUNT = 2**31 - 1
+
 
 def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING, like: Tensor | None = None) -> None:
     """A tensor of one of the dtypes, on the device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        expected = "a floating-point" if dtypes is FLOATING else "an integer"
+        expected = "a floating-point" if torch.float32 in dtypes else "an integer"
         raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} like the other tensors, got {value.device}")
+    # torchvision's boxes know their format; xywh read as xyxy would be wrong without a word.
+    form = None if type(value) is Tensor else getattr(value, "format", None)
+    if form is not None and form.name != "XYXY":
+        raise ValueError(f"{name}: expected boxes of format XYXY, got {form.name}")
 
 
 def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
@@ -40,24 +46,38 @@ def grid(value: Any) -> None:
         raise TypeError(f"grid: expected a PointGrid, got {type(value).__name__}")
 
 
-def number(name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> None:
-    """A finite real number within its bound."""
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float = -LARGEST_NUMBER,
+    at_most: float = LARGEST_NUMBER,
+) -> None:
+    """A finite real number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     # Comparisons only: torch.compile traces them with a symbolic number, math.isfinite it does not.
-    low_enough = value < math.inf
-    high_enough = value >= at_least if at_least is not None else value > (-math.inf if above is None else above)
-    if not (low_enough and high_enough):
-        bound = f"of at least {at_least}" if above is None else f"above {above}"
+    high_enough = value >= at_least if at_least is not None else value > above
+    if not (high_enough and value <= at_most):
+        bound = f"above {above}" if at_least is None else f"of at least {at_least}"
+        if at_most != LARGEST_NUMBER:
+            bound += f", at most {at_most}"
         raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
+    if torch.compiler.is_dynamo_compiling():
+        # A float that the compiled function works out is a symbol there, which torch.compile may bake into an operator's
+        # arguments without asking for its value again. Spelling it out makes it ask.
+        float(value).hex()
 
 
 def count(name: str, value: Any) -> None:
-    """A whole number of at least 0."""
+    """A whole number of at least 0, below 2^31."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
+    if value > LARGEST_COUNT:
+        raise ValueError(f"{name}: expected less than 2^31, got {value}")
 
 
 def flag(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries and tells torch what a kernel alone cannot: shapes and gradients.
+"""Loads the compiled libraries and tells torch what a kernel alone cannot: shapes, gradients, errors.
 
 Kernels live in csrc; each operator has a block here with its fake kernel (the shapes and dtypes that
 ``torch.compile`` and ``torch.export`` trace with). No operator is differentiable.
@@ -7,7 +7,9 @@ Kernels live in csrc; each operator has a block here with its fake kernel (the s
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,6 +95,39 @@ for _name in OPERATORS:
         _library.impl(_name, _refuse_cuda, "CUDA")
 
 
+_CHECK = re.compile(r"mgassign: (?!CUDA: )(?=.*expected)", re.DOTALL)
+_OUT_OF_MEMORY = re.compile(r"mgassign: out of memory, cannot allocate (\d+) bytes")
+
+
+def call(operator: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an operator; what it raises arrives as the exception that the public functions promise.
+
+    A check of the compiled library is a ValueError, up to torch 2.14 by itself, later only here. Where memory ran out,
+    torch raises its own exception, which programs know that try again with less. Compiled code calls operators
+    directly: there the exceptions are torch's.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    try:
+        return operator(*arguments)
+    except NotImplementedError as error:
+        device = next(a.device for a in arguments if isinstance(a, Tensor))
+        raise NotImplementedError(f"mgassign: expected tensors on cpu or cuda, got {device}") from error
+    except (RuntimeError, ValueError) as error:
+        message = str(error)
+        if _CHECK.match(message):
+            raise ValueError(_CHECK.sub("", message, count=1)) from None
+        if failed := _OUT_OF_MEMORY.match(message):
+            device = next(a.device for a in arguments if isinstance(a, Tensor))
+            torch.empty(min(int(failed[1]), 2**62), dtype=torch.uint8, device=device)  # raises, in torch's own words
+            # Unless what the operator had already has been enough to give back.
+            if device.type == "cuda":
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {failed[1]} bytes.") from None
+            told = f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {failed[1]} bytes."
+            raise RuntimeError(told) from None
+        raise
+
+
 @torch.library.register_fake("mgassign::fcos_assign")
 def _(
     gt_boxes: Tensor,
@@ -100,7 +135,7 @@ def _(
     gt_counts: list[int] | None,
     heights: list[int],
     widths: list[int],
-    *strides_and_settings: Any,
+    *grid_and_settings: Any,
 ) -> tuple[Tensor, Tensor]:
     if gt_counts is not None:
         num_images = len(gt_counts)
@@ -114,9 +149,10 @@ def _(
 @torch.library.register_fake("mgassign::mutual_guidance_assign")
 def _(
     pred_boxes: Tensor, pred_logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, *objects_grid_and_settings: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cls, loc, original = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64) for _ in range(3))
-    return cls, loc, original, pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
+    num_points = pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
+    return cls, loc, original, num_points, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
 
 
 @torch.library.register_fake("mgassign::box_iou")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _checks, _library  # noqa: F401  (loads the operators)
+from . import _checks, _library
+from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_counts, pack_objects
 from .points import PointGrid
 
 __all__ = ["Assignment", "OriginalAssignment", "fcos_assign", "mutual_guidance_assign"]
 
-Objects: TypeAlias = Sequence[Tensor] | Tensor
-
 
 class Assignment(NamedTuple):
-    """Who is positive for what. In the first three, -1 means nobody's point: background."""
+    """Who is positive for what. In the first three, -1 means nobody's point: background, and -2 one to be ignored."""
 
     cls: Tensor
     """int64 [B, P]: the object, by its index within its image, whose class the point learns (Localize to Classify)."""
@@ -27,6 +25,8 @@ class Assignment(NamedTuple):
     """int64 [B, P]: the object FCOS's own strategy gives the point to."""
     num_points: Tensor
     """int64 [N]: N_g, how many points each object may have, the objects of the images one after the other."""
+    iou: Tensor
+    """float32 [B, P]: overlap of the point's predicted box with its ``cls`` object, 0 where it has none."""
 
 
 class OriginalAssignment(NamedTuple):
@@ -38,6 +38,7 @@ class OriginalAssignment(NamedTuple):
     """int64 [N]: how many points each object has, the objects of the images one after the other."""
 
 
+@lists_run_eagerly
 def mutual_guidance_assign(
     grid: PointGrid,
     pred_boxes: Tensor,
@@ -49,6 +50,9 @@ def mutual_guidance_assign(
     sigma: float = 2.0,
     level_gate: bool = True,
     min_points: int = 0,
+    num_points: int | Objects | None = None,
+    inside: bool = False,
+    ignore_share: float = 0.5,
     activation: Literal["sigmoid", "none"] = "sigmoid",
 ) -> Assignment:
     """Assigns points to objects by Mutual Guidance, for a batch of images.
@@ -65,10 +69,18 @@ def mutual_guidance_assign(
 
     Objects come in one of three forms, boxes and labels in the same one:
 
-    - a list of B tensors, [G_b, 4] and [G_b];
-    - padded tensors [B, G, 4] and [B, G], where label -1 marks padding. Padding counts as objects without points
-      in ``num_points``, which then has B * G entries;
+    - a list of B tensors, [G_b, 4] and [G_b]; not under ``torch.compile(fullgraph=True)``, which would compile anew
+      for each image that has no object or one;
+    - padded tensors [B, G, 4] and [B, G]; ``num_points`` then has B * G entries;
     - jagged nested tensors (``torch.nested.nested_tensor(..., layout=torch.jagged)``).
+
+    In every form label -1 marks padding, an object without points, and label -2 (:data:`IGNORE`) a region: crowd,
+    difficult, don't care. A region gets no points, but what would be background there becomes -2. In ``cls`` this
+    is a point whose predicted box has ``ignore_share`` of its own area inside one region (as COCO's evaluation forgives a
+    detection in a crowd), in ``original`` and ``loc`` a point strictly inside a region.
+
+    ``torch.compile`` compiles anew for every value of a float setting that changes from call to call (``center_radius``,
+    ``sigma``, ``ignore_share``), and refuses at the ninth under ``fullgraph=True``; whole numbers may change freely.
 
     Args:
         grid: Where the P points lie.
@@ -76,20 +88,26 @@ def mutual_guidance_assign(
             non-finite coordinate or without positive width and height overlaps nothing.
         pred_logits: Raw class scores, floating point [B, P, C], any strides. NaN counts as probability 0.
         gt_boxes: The objects' boxes xyxy in pixels, floating point. A box that is none gets no points.
-        gt_labels: The objects' classes, integers in [0, C).
+        gt_labels: The objects' classes, integers in [0, C), -1 or -2.
         center_radius: FCOS's centre sampling: the half side of the central box, in strides. 0: the whole box.
         sigma: How strongly the score amplifies centerness: above 1, less for larger values.
         level_gate: Whether localization keeps to the levels made for an object's size.
-        min_points: Raises N_g to at least this for every valid object.
+        min_points: Raises N_g to at least this for every valid object. N_g never exceeds P.
+        num_points: What takes the place of the original strategy's N_g: a number for all objects (1 for one-to-one
+            heads), or integers of their own in the objects' form or as a tensor [N]. Below 0 counts as 0.
+        inside: Whether a point must lie strictly inside the object whose class it learns: for heads with one set of
+            positives.
+        ignore_share: How much of its area a predicted box must have inside a region to be ignored, above 0, at most 1.
         activation: ``"sigmoid"`` for logits, ``"none"`` when ``pred_logits`` holds probabilities already.
 
     Returns:
-        :class:`Assignment`: ``cls``, ``loc``, ``original`` int64 [B, P]; ``num_points`` int64 [N].
+        :class:`Assignment`: ``cls``, ``loc``, ``original`` int64 [B, P]; ``num_points`` int64 [N]; ``iou``
+        float32 [B, P].
 
     Raises:
         TypeError: if an argument's type or dtype is not as above.
-        ValueError: if a shape, device, count or value is not as above. A label outside [0, C) is told on CPU;
-            on CUDA it counts as probability 0.
+        ValueError: if a shape, device, count or value is not as above. Another label, and jagged boxes and labels
+            that fall into images differently, are told on CPU; on CUDA such a label counts as probability 0.
 
     >>> grid = PointGrid.for_image((64, 64), strides=(8, 16))
     >>> boxes, logits = torch.rand(1, grid.num_points, 4).cumsum(-1) * 20, torch.randn(1, grid.num_points, 3)
@@ -100,20 +118,26 @@ def mutual_guidance_assign(
     _checks.grid(grid)
     _checks.tensor("pred_boxes", pred_boxes)
     _checks.tensor("pred_logits", pred_logits, like=pred_boxes)
-    boxes = _pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,), like=pred_boxes)
-    labels = _pack("gt_labels", gt_labels, _checks.INTEGER, (), like=pred_boxes)
-    _check_match(boxes, labels)
-    num_points = grid.num_points
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4))
-    _checks.shape("pred_logits", pred_logits, (boxes.num_images, num_points, "C"))
+    boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
+    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, grid.num_points, 4))
+    _checks.shape("pred_logits", pred_logits, (boxes.num_images, grid.num_points, "C"))
     _checks.number("center_radius", center_radius, at_least=0)
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
     _checks.count("min_points", min_points)
+    _checks.flag("inside", inside)
+    _checks.number("ignore_share", ignore_share, above=0, at_most=1)
     _checks.choice("activation", activation, ("sigmoid", "none"))
+    wanted, max_points = None, _checks.LARGEST_COUNT
+    if isinstance(num_points, int) and not isinstance(num_points, bool):
+        _checks.count("num_points", num_points)
+        min_points = max_points = max(min_points, num_points)
+    elif num_points is not None:
+        wanted = pack_counts("num_points", num_points, boxes)
     # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return Assignment(
-        *torch.ops.mgassign.mutual_guidance_assign.default(
+        *_library.call(
+            torch.ops.mgassign.mutual_guidance_assign.default,
             pred_boxes,
             pred_logits,
             boxes.values,
@@ -121,15 +145,20 @@ def mutual_guidance_assign(
             boxes.offsets,
             boxes.counts,
             *grid.arguments,
+            wanted,
             center_radius,
             sigma,
             level_gate,
             min_points,
+            max_points,
+            inside,
+            ignore_share,
             1 if activation == "sigmoid" else 0,
         )
     )
 
 
+@lists_run_eagerly
 def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) -> OriginalAssignment:
     """Assigns points to objects by FCOS's own strategy, for a batch of images.
 
@@ -155,71 +184,8 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
     """
     _checks.grid(grid)
     _checks.number("center_radius", center_radius, at_least=0)
-    boxes = _pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,))
+    boxes = pack_boxes(gt_boxes)
+    operator = torch.ops.mgassign.fcos_assign.default
     return OriginalAssignment(
-        *torch.ops.mgassign.fcos_assign.default(
-            boxes.values, boxes.offsets, boxes.counts, *grid.arguments, center_radius
-        )
+        *_library.call(operator, boxes.values, boxes.offsets, boxes.counts, *grid.arguments, center_radius)
     )
-
-
-class _Packed(NamedTuple):
-    """Objects of any form as the operators take them: float32 or int64, contiguous."""
-
-    values: Tensor
-    offsets: Tensor | None  # of the jagged form
-    counts: list[int] | None  # of a list
-    num_images: int
-
-
-def _pack(
-    name: str, objects: Objects, dtypes: tuple[torch.dtype, ...], tail: tuple[int, ...], like: Tensor | None = None
-) -> _Packed:
-    dtype = torch.float32 if dtypes is _checks.FLOATING else torch.int64
-    if isinstance(objects, Tensor):
-        _checks.tensor(name, objects, dtypes=dtypes, like=like)
-        if not objects.is_nested:
-            _checks.shape(name, objects, ("B", "G", *tail))
-            return _Packed(_dense(objects, dtype), None, None, objects.shape[0])
-        if objects.layout != torch.jagged:
-            raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
-        jagged: Any = objects  # whose methods torch's annotations do not know
-        if jagged.lengths() is not None:  # holes between the images
-            jagged = jagged.contiguous()
-        values, offsets = jagged.values(), jagged.offsets()
-        _checks.shape(f"{name}.values()", values, ("N", *tail))
-        return _Packed(_dense(values, dtype), _dense(offsets, torch.int64), None, offsets.shape[0] - 1)
-
-    if not isinstance(objects, (list, tuple)):
-        raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
-    if not objects:
-        return _Packed(torch.empty((0, *tail), dtype=dtype, device=None if like is None else like.device), None, [], 0)
-    if like is None:
-        like = objects[0]
-    counts = []
-    for b, of_image in enumerate(objects):
-        # The names are only made where there is something to say: this runs for every image of every step.
-        if not (isinstance(of_image, Tensor) and of_image.dtype in dtypes and of_image.shape[1:] == tail):
-            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
-            _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
-        if of_image.device != like.device:
-            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
-        counts.append(of_image.shape[0])
-    values = objects[0] if len(objects) == 1 else torch.cat(objects)
-    return _Packed(_dense(values, dtype), None, counts, len(counts))
-
-
-def _dense(values: Tensor, dtype: torch.dtype) -> Tensor:
-    # Asked before, because .to() takes a microsecond to find that there is nothing to do.
-    return (values if values.dtype == dtype else values.to(dtype)).contiguous()
-
-
-def _check_match(boxes: _Packed, labels: _Packed) -> None:
-    """Boxes and labels in the same form, one label per box."""
-    if (boxes.counts is None) != (labels.counts is None) or (boxes.offsets is None) != (labels.offsets is None):
-        raise ValueError("gt_labels: expected the form of gt_boxes (list, padded or jagged), got another")
-    if boxes.counts != labels.counts:
-        raise ValueError(f"gt_labels: expected as many as boxes in each image, {boxes.counts}, got {labels.counts}")
-    if labels.values.shape != boxes.values.shape[:-1]:
-        expected, got = list(boxes.values.shape[:-1]), list(labels.values.shape)
-        raise ValueError(f"gt_labels: expected one per box, shape {expected}, got {got}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _library  # noqa: F401  (loads the operators)
+from . import _checks, _library
 from .points import PointGrid
 
 __all__ = ["amplified_centerness", "box_iou", "topk_per_object"]
@@ -39,7 +39,7 @@ def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     _checks.tensor("gt_boxes", gt_boxes, like=boxes)
     _checks.shape("boxes", boxes, ("P", 4))
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
-    result: Tensor = torch.ops.mgassign.box_iou.default(boxes, gt_boxes)
+    result: Tensor = _library.call(torch.ops.mgassign.box_iou.default, boxes, gt_boxes)
     return result
 
 
@@ -76,8 +76,13 @@ def amplified_centerness(
     _checks.shape("probs", probs, (grid.num_points, gt_boxes.shape[0]))
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
-    result: Tensor = torch.ops.mgassign.amplified_centerness.default(
-        gt_boxes.to(torch.float32).contiguous(), probs, *grid.arguments, sigma, level_gate
+    result: Tensor = _library.call(
+        torch.ops.mgassign.amplified_centerness.default,
+        gt_boxes.to(torch.float32).contiguous(),
+        probs,
+        *grid.arguments,
+        sigma,
+        level_gate,
     )
     return result
 
@@ -111,7 +116,10 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     _checks.shape("scores", scores, ("P", "G"))
     _checks.shape("k", k, (scores.shape[1],))
     _checks.shape("areas", areas, (scores.shape[1],))
-    result: Tensor = torch.ops.mgassign.topk_per_object.default(
-        scores, k.to(torch.int64).contiguous(), areas.to(torch.float32).contiguous()
+    result: Tensor = _library.call(
+        torch.ops.mgassign.topk_per_object.default,
+        scores,
+        k.to(torch.int64).contiguous(),
+        areas.to(torch.float32).contiguous(),
     )
     return result

@@ -55,11 +55,12 @@ def check_agreement(
     torch.testing.assert_close(found.original, expected.original, rtol=0, atol=0)
     torch.testing.assert_close(found.num_points, expected.num_points, rtol=0, atol=0)
     torch.testing.assert_close(found.cls, expected.cls, rtol=0, atol=0)
+    torch.testing.assert_close(found.iou, expected.iou, rtol=0, atol=0)
     differing = int((found.loc != expected.loc).sum())
     if differing:
         per_image = found.num_points.split([len(labels) for labels in scene.gt_labels])
         for b, labels in enumerate(scene.gt_labels):
-            logits = scene.pred_logits[b][:, labels].float()
+            logits = scene.pred_logits[b][:, labels.clamp(min=0)].float()
             probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
             bounds = score_bounds(
                 scene.grid, scene.gt_boxes[b].float(), probs.nan_to_num(0).clamp(0, 1), sigma, level_gate

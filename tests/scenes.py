@@ -11,7 +11,7 @@ from torch import Tensor
 from mgassign import Assignment, PointGrid, mutual_guidance_assign, reference
 
 STRIDES = (8, 16, 32, 64, 128)
-GRID_NAMES = ("heights", "widths", "strides", "offsets", "ranges")  # of PointGrid.arguments, in the schemas
+GRID_NAMES = ("heights", "widths", "strides", "spacings", "offsets", "ranges")  # of PointGrid.arguments, in the schemas
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Scene:
         ]
         if not images:
             none = torch.empty(0, self.grid.num_points, dtype=torch.int64)
-            return Assignment(none, none, none, torch.empty(0, dtype=torch.int64))
-        *owners, num_points = zip(*images, strict=True)
-        return Assignment(*(torch.stack(owner) for owner in owners), torch.cat(num_points))
+            return Assignment(none, none, none, torch.empty(0, dtype=torch.int64), none.float())
+        cls, loc, original, num_points, iou = zip(*images, strict=True)
+        stacked = map(torch.stack, (cls, loc, original))
+        return Assignment(*stacked, torch.cat(num_points), torch.stack(iou))
 
     def to(self, dtype: torch.dtype) -> Scene:
         """Predictions in another dtype."""
@@ -100,6 +101,7 @@ GRIDS = (
     PointGrid.for_image((130, 70), strides=(8, 16, 32, 64, 128)),
     PointGrid.for_image((96, 96), strides=(8, 16), ranges=((0, 24), (16, 80)), offset=0),
     PointGrid.for_image((40, 56), strides=(4,), offset=2.5),
+    PointGrid.for_image((96, 80), strides=(8, 12.5), spacing=((7.5, 8), (12, 13)), offset=((0, 0), (0, 3))),
 )
 
 # Eighths are exact in float32 here, sums and differences too, and equal coordinates come up often.

@@ -90,8 +90,14 @@ def operands(of: Scene, form: str = "list") -> list[Any]:
     return [*tensors, None, counts]
 
 
+SETTINGS_OF_THE_OPERATOR = {
+    "wanted": None, "center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "max_points": 2**31 - 1,
+    "inside": False, "ignore_share": 0.5, "activation": 1,
+}  # fmt: skip
+
+
 def arguments_of(of: Scene, form: str = "list", **changed: Any) -> list[Any]:
-    values = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1} | changed
+    values = SETTINGS_OF_THE_OPERATOR | changed
     return [*operands(of, form), *of.grid.arguments, *values.values()]
 
 
@@ -106,7 +112,8 @@ SETTINGS = [
     {},
     {"center_radius": 0.0, "sigma": 1.25},
     {"level_gate": False, "min_points": 7},
-    {"min_points": 10**12, "activation": 0},
+    {"min_points": 2**31 - 1, "activation": 0},
+    {"inside": True, "min_points": 3, "max_points": 3},
 ]
 
 
@@ -115,6 +122,17 @@ SETTINGS = [
 def test_mutual_guidance(run, shape, settings):
     found = check_parity(run, "mutual_guidance_assign", *arguments_of(scene(seed=1, **shape), **settings))
     assert (found[2] >= 0).any()
+
+
+@pytest.mark.parametrize("shape", ["three levels", "eight warps share a tile"])
+def test_regions_padding_and_counts_of_their_own(run, shape):
+    of = scene(seed=14, **SMALL_SHAPES[shape])
+    arguments = arguments_of(of, wanted=torch.arange(sum(map(len, of.gt_labels))) % 4 - 1, min_points=1)
+    arguments[3] = torch.where(torch.arange(len(arguments[3])) % 3 > 0, arguments[3], -1 - arguments[3] % 2)
+    cls, loc, original, *_ = check_parity(run, "mutual_guidance_assign", *arguments)
+    for owner in (cls, loc, original):
+        assert (owner == -2).any()
+        assert (owner >= 0).any()
 
 
 @pytest.mark.parametrize("boxes_dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -258,7 +276,7 @@ def test_offsets_that_are_none_break_nothing(run, offsets):
     of = scene((64, 64), (8,), objects=(3, 3, 3), seed=9)
     arguments = arguments_of(of, "jagged")
     arguments[4] = torch.tensor(offsets)
-    *owners, num_points = run("mutual_guidance_assign", *arguments)
+    *owners, num_points, _ = run("mutual_guidance_assign", *arguments)
     assert all(((owner >= -1) & (owner < 9)).all() for owner in owners)
     assert num_points.shape == (9,)
     run("fcos_assign", arguments[2], arguments[4], None, *of.grid.arguments, 1.5)
@@ -268,7 +286,7 @@ def test_offsets_that_are_none_break_nothing(run, offsets):
 def test_nothing_to_assign(run, images):
     empty = scene_of(PointGrid.for_image((16, 24), (8,)), [torch.empty(0, 4)] * images, 3, torch.Generator())
     arguments = arguments_of(empty, "padded") if images else [torch.empty(0, 6, 4), torch.empty(0, 6, 3),
-        torch.empty(0, 4), torch.empty(0).long(), None, [], *empty.grid.arguments, 1.5, 2.0, True, 0, 1]  # fmt: skip
+        torch.empty(0, 4), torch.empty(0).long(), None, [], *empty.grid.arguments, *SETTINGS_OF_THE_OPERATOR.values()]  # fmt: skip
     check_parity(run, "mutual_guidance_assign", *arguments)
     check_parity(run, "fcos_assign", torch.empty(0, 4), None, [0] * images, *empty.grid.arguments, 1.5)
 
@@ -278,12 +296,12 @@ def test_no_points(run):
     boxes, labels = torch.tensor([[0.0, 0, 40, 40], [0, 0, 0, 9]]), torch.tensor([0, 1])
     of = Scene(grid, torch.empty(1, 0, 4), torch.empty(1, 0, 2), [boxes], [labels])
     found = check_parity(run, "mutual_guidance_assign", *arguments_of(of, min_points=3))
-    assert found[3].tolist() == [3, 0]
+    assert found[3].tolist() == [0, 0]
     check_parity(run, "fcos_assign", boxes, None, [2], *grid.arguments, 1.5)
 
 
 @pytest.mark.parametrize("center_radius", [0.0, 1.5])
-@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine"])
+@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine", "spaced"])
 def test_fcos(run, grid, center_radius):
     boxes = scene(objects=(40,), size=(96, 96), strides=(8,), seed=10).gt_boxes[0]
     check_parity(run, "fcos_assign", boxes, None, [40], *grid.arguments, center_radius)
@@ -332,18 +350,18 @@ def test_topk_case(run, scores, k, areas, expected):
 @settings(max_examples=25)
 @given(scenes(), st.sampled_from([0.0, 0.5, 1.5]), st.booleans(), st.sampled_from([0, 3]))
 def test_any_scene(on_ptx, scene, center_radius, level_gate, min_points):
-    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points}
+    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points, "inside": level_gate}
     check_parity(on_ptx, "mutual_guidance_assign", *arguments_of(scene, **changed))
 
 
 @needs_gpu
 @given(scenes(), st.sampled_from([0.0, 0.5, 1.5]), st.booleans(), st.sampled_from([0, 3]))
 def test_any_scene_on_a_gpu(scene, center_radius, level_gate, min_points):
-    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points}
+    changed = {"center_radius": center_radius, "level_gate": level_gate, "min_points": min_points, "inside": level_gate}
     check_parity(on_gpu, "mutual_guidance_assign", *arguments_of(scene, **changed))
 
 
 def test_too_many_levels(run):
-    grid = PointGrid.for_image((16, 16), strides=(8,) * 17, ranges=((0, 9),) * 17)
+    grid = PointGrid.for_image((16, 16), strides=range(1, 18), ranges=((0, 9),) * 17)
     with pytest.raises(ValueError, match="grid: expected at most 16 levels on CUDA, got 17"):
         run("fcos_assign", torch.rand(1, 4), None, [1], *grid.arguments, 1.5)

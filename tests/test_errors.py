@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from torchvision.tv_tensors import BoundingBoxes
 
 from mgassign import (
     PointGrid,
@@ -31,6 +34,10 @@ BOXES, LABELS = GOOD["gt_boxes"], GOOD["gt_labels"]
 
 def strided_nested(tensors):
     return torch.nested.nested_tensor(tensors, layout=torch.strided)
+
+
+def jagged(tensors):
+    return torch.nested.nested_tensor(tensors, layout=torch.jagged)
 
 
 # Each: what is changed in a good call, the error, what its message says.
@@ -97,15 +104,31 @@ ASSIGN_ERRORS = {
     ),
     "label too large": (
         {"gt_labels": [LABELS[0], torch.tensor([3])]}, ValueError,
-        "gt_labels: expected a label in [0, 3) for object 0 of image 1, got 3",
+        "gt_labels: expected a label in [0, 3), -1 (padding) or -2 (a region) for object 0 of image 1, got 3",
     ),
     "negative label": (
-        {"gt_labels": [torch.tensor([0, -1]), LABELS[1]]}, ValueError,
-        "gt_labels: expected a label in [0, 3) for object 1 of image 0, got -1",
+        {"gt_labels": [torch.tensor([0, -3]), LABELS[1]]}, ValueError,
+        "gt_labels: expected a label in [0, 3), -1 (padding) or -2 (a region) for object 1 of image 0, got -3",
     ),
-    "padded label below -1": (
-        {"gt_boxes": torch.rand(2, 1, 4), "gt_labels": torch.tensor([[-1], [-2]])}, ValueError,
-        "gt_labels: expected a label in [0, 3) for object 0 of image 1, got -2",
+    "padded label below -2": (
+        {"gt_boxes": torch.rand(2, 1, 4), "gt_labels": torch.tensor([[-1], [-3]])}, ValueError,
+        "gt_labels: expected a label in [0, 3), -1 (padding) or -2 (a region) for object 0 of image 1, got -3",
+    ),
+    "jagged labels that fall otherwise": (
+        {"gt_boxes": jagged([torch.rand(2, 4), torch.rand(1, 4)]), "gt_labels": jagged([LABELS[1], LABELS[0]])}, ValueError,
+        "gt_labels: expected as many as boxes in each image, [2, 1], got [1, 2]",
+    ),
+    "ragged in the coordinates": (
+        {"gt_boxes": jagged([torch.rand(2, 4), torch.rand(1, 4)]).transpose(1, 2)}, ValueError,
+        "gt_boxes: expected shape [B, G, 4], got [2, 4, j",
+    ),
+    "boxes that say they are xywh": (
+        {"gt_boxes": [BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64)), BOXES[1]]}, ValueError,
+        "gt_boxes[0]: expected boxes of format XYXY, got XYWH",
+    ),
+    "boxes that say they are centres": (
+        {"gt_boxes": BoundingBoxes(torch.rand(2, 4), format="CXCYWH", canvas_size=(64, 64))}, ValueError,
+        "gt_boxes: expected boxes of format XYXY, got CXCYWH",
     ),
     "sigma of 1": ({"sigma": 1.0}, ValueError, "sigma: expected a finite number above 1, got 1.0"),
     "sigma that rounds to 1": ({"sigma": 1 + 1e-12}, ValueError, "sigma: expected a finite number above 1"),
@@ -116,6 +139,27 @@ ASSIGN_ERRORS = {
     "level_gate a number": ({"level_gate": 1}, TypeError, "level_gate: expected a bool, got int"),
     "negative min_points": ({"min_points": -1}, ValueError, "min_points: expected at least 0, got -1"),
     "min_points a float": ({"min_points": 1.0}, TypeError, "min_points: expected an int, got float"),
+    "min_points beyond int32": ({"min_points": 2**64}, ValueError, "min_points: expected less than 2^31, got 18446744073709551616"),
+    "sigma beyond float": ({"sigma": 10**400}, ValueError, "sigma: expected a finite number above 1, got 1000"),
+    "sigma beyond float32": ({"sigma": 1e39}, ValueError, "sigma: expected a finite number above 1, got 1e+39"),
+    "radius beyond float": ({"center_radius": 10**400}, ValueError, "center_radius: expected a finite number of at least 0, got 1000"),
+    "inside a number": ({"inside": 1}, TypeError, "inside: expected a bool, got int"),
+    "ignore_share of 0": ({"ignore_share": 0}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got 0"),
+    "ignore_share above 1": ({"ignore_share": 1.5}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got 1.5"),
+    "ignore_share NaN": ({"ignore_share": math.nan}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got nan"),
+    "ignore_share that rounds to 0": ({"ignore_share": 1e-60}, ValueError, "ignore_share: expected a number above 0, at most 1"),
+    "negative num_points": ({"num_points": -1}, ValueError, "num_points: expected at least 0, got -1"),
+    "num_points a float": ({"num_points": 1.5}, TypeError, "num_points: expected a list of tensors or a tensor, got float"),
+    "num_points a bool": ({"num_points": True}, TypeError, "num_points: expected a list of tensors or a tensor, got bool"),
+    "num_points of floats": ({"num_points": torch.ones(3)}, TypeError, "num_points: expected an integer tensor, got torch.float32"),
+    "num_points too few": ({"num_points": torch.ones(2).long()}, ValueError, "num_points: expected shape [3], got [2]"),
+    "num_points of another form": (
+        {"num_points": torch.ones(2, 2).long()}, ValueError, "num_points: expected the form of gt_boxes (list, padded or jagged)",
+    ),
+    "num_points that fall otherwise": (
+        {"num_points": LABELS[::-1]}, ValueError, "num_points: expected as many as boxes in each image, [2, 1], got [1, 2]",
+    ),
+    "num_points elsewhere": ({"num_points": torch.ones(3, device="meta").long()}, ValueError, "num_points: expected device cpu"),
     "unknown activation": (
         {"activation": "softmax"}, ValueError, "activation: expected one of 'sigmoid', 'none', got 'softmax'",
     ),
@@ -157,14 +201,17 @@ OTHER_ERRORS = {
     "fcos_assign, boxes": (
         lambda: fcos_assign(GRID, [torch.rand(4)]), ValueError, "gt_boxes[0]: expected shape [G, 4], got [4]",
     ),
-    "grid, strides": (lambda: PointGrid.for_image((64, 64), strides=(8, 0)), ValueError, "strides: expected at least one"),
-    "grid, no strides": (lambda: PointGrid.for_image((64, 64), strides=()), ValueError, "strides: expected at least one"),
     "grid, sizes": (lambda: PointGrid.from_features([(4, 4)], strides=(8, 16)), ValueError, "sizes: expected one (height, width) per stride (2)"),
-    "grid, negative size": (lambda: PointGrid.from_features([(4, -4)], strides=(8,)), ValueError, "sizes: expected (height, width) pairs of at least 0"),
-    "grid, size": (lambda: PointGrid.for_image(64), TypeError, "size: expected (height, width), got 64"),
-    "grid, six levels": (lambda: PointGrid.for_image((64, 64), strides=(4, 8, 16, 32, 64, 128)), ValueError, "ranges: expected to be given for 6 levels"),
-    "grid, ranges": (lambda: PointGrid.for_image((64, 64), strides=(8,), ranges=[(9, 2)]), ValueError, "ranges: expected 1 pairs (lo, hi) with lo <= hi"),
-    "grid, offset": (lambda: PointGrid.for_image((64, 64), strides=(8,), offset=math.nan), ValueError, "offset: expected a finite number"),
+    "grid, negative size": (lambda: PointGrid.from_features([(4, -4)], strides=(8,)), ValueError, "sizes[0]: expected whole numbers of at least 0, got (4, -4)"),
+    "grid, size of one": (lambda: PointGrid.from_features([(4, 4), (4,)], strides=(8, 16)), ValueError, "sizes[1]: expected (height, width), got (4,)"),
+    "fcos_assign, xywh": (
+        lambda: fcos_assign(GRID, [BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64))]), ValueError,
+        "gt_boxes[0]: expected boxes of format XYXY, got XYWH",
+    ),
+    "box_iou, xywh": (
+        lambda: box_iou(torch.rand(3, 4), BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64))), ValueError,
+        "gt_boxes: expected boxes of format XYXY, got XYWH",
+    ),
     "decode": (lambda: GRID.decode(torch.rand(2, 63, 4)), ValueError, "ltrb: expected shape [..., 64, 4], got [2, 63, 4]"),
 }  # fmt: skip
 
@@ -178,14 +225,19 @@ def test_other_functions(call, error, message):
 
 def raw_arguments():
     of = scene((64, 96), (8, 16), objects=(3, 2), seed=1)
-    settings = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1}
+    settings = {"wanted": None, "center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0,
+                "max_points": 2**31 - 1, "inside": False, "ignore_share": 0.5, "activation": 1}  # fmt: skip
     tensors = [of.pred_boxes, of.pred_logits, torch.cat(of.gt_boxes), torch.cat(of.gt_labels), None, [3, 2]]
     return tensors, {**dict(zip(GRID_NAMES, of.grid.arguments, strict=True)), **settings}
 
 
-# Callers of torch.ops.mgassign come past the Python checks: each argument's place, a bad value, what is said.
+# Callers of torch.ops.mgassign come past the Python checks, and past what makes a ValueError of every check: from torch
+# 2.15 on theirs is a RuntimeError.
+CHECKED = (ValueError, RuntimeError)
+
+# Each argument's place, a bad value, what is said.
 RAW_ERRORS = {
-    "decreasing offsets": ((4, torch.tensor([0, 4, 2, 5])), (5, None), "gt_offsets: expected them not to decrease"),
+    "decreasing offsets": ((4, torch.tensor([0, 7, 5])), (5, None), "gt_offsets: expected them not to decrease"),
     "offsets of another end": (
         (4, torch.tensor([0, 3, 9])),
         (5, None),
@@ -193,7 +245,8 @@ RAW_ERRORS = {
     ),
     "offsets of another start": ((4, torch.tensor([1, 3, 5])), (5, None), "gt_offsets: expected the first to be 0"),
     "offsets and counts": ((4, torch.tensor([0, 3, 5])), (5, [3, 2]), "gt_offsets, gt_counts: expected at most one"),
-    "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_offsets: expected them not to decrease"),
+    "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_counts: expected at least 0 in each image, got -2 in image 1"),
+    "counts of another sum": ((5, [3, 1]), (5, [3, 1]), "gt_boxes: expected 4 rows, one per object, got 5"),
     "float64 objects": ((2, torch.rand(5, 4).double()), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
     "strided objects": ((2, torch.rand(4, 5).T), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
     "narrow labels": (
@@ -204,7 +257,7 @@ RAW_ERRORS = {
     "too few labels": (
         (3, torch.zeros(4, dtype=torch.int64)),
         (4, None),
-        "gt_labels: expected one label per object (5)",
+        "gt_labels: expected one per object, like gt_boxes [5, 4] without its last dimension, got [4]",
     ),
     "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "pred_boxes: expected"),
 }
@@ -215,9 +268,16 @@ def test_the_operator_itself_checks(change, also, message):
     tensors, settings = raw_arguments()
     for place, value in (change, also):
         tensors[place] = value
-    with pytest.raises(ValueError, match="expected") as raised:
+    with pytest.raises(CHECKED, match="expected") as raised:
         torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
     assert message in str(raised.value)
+
+
+def test_the_operator_checks_that_padded_labels_are_the_boxes():
+    tensors, settings = raw_arguments()
+    tensors[2:] = [torch.rand(2, 3, 4), torch.zeros(3, 2, dtype=torch.int64), None, None]
+    with pytest.raises(CHECKED, match=r"gt_labels: expected one per object, like gt_boxes \[2, 3, 4\].*, got \[3, 2\]"):
+        torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +288,17 @@ def test_the_operator_itself_checks(change, also, message):
         ({"heights": [-1, 4]}, "grid: level 0 is"),
         ({"sigma": 0.5}, "sigma: expected"),
         ({"center_radius": -1.0}, "center_radius: expected"),
-        ({"min_points": -1}, "min_points: expected"),
+        ({"min_points": -1}, "min_points, max_points: expected"),
+        ({"min_points": 3, "max_points": 2}, "min_points, max_points: expected"),
+        ({"wanted": torch.zeros(4).long()}, "wanted: expected one per object"),
+        ({"wanted": torch.zeros(5)}, "wanted: expected a contiguous int64 tensor"),
+        ({"ignore_share": 0.0}, "ignore_share: expected"),
+        ({"ignore_share": math.nan}, "ignore_share: expected"),
+        ({"center_radius": math.inf}, "center_radius: expected"),
+        ({"spacings": [8.0]}, "grid: expected lists of one length"),
+        ({"spacings": [8.0, 8.0, 16.0, 0.0]}, "grid: level 1 is"),
+        ({"offsets": [4.0, math.nan, 8.0, 8.0]}, "grid: level 0 is"),
+        ({"ranges": [5.0, 4.0, 0.0, 9.0]}, "grid: level 0 is"),
         ({"activation": 2}, "activation: expected"),
         ({"heights": [2**20, 4], "widths": [2**20, 6]}, "fewer than 2^31 points"),
         ({"heights": [2**62, 4], "widths": [2**62, 6]}, "fewer than 2^31 points"),
@@ -237,9 +307,72 @@ def test_the_operator_itself_checks(change, also, message):
 )
 def test_the_operator_checks_its_settings(change, message):
     tensors, settings = raw_arguments()
-    with pytest.raises(ValueError, match="expected") as raised:
+    with pytest.raises(CHECKED, match="expected") as raised:
         torch.ops.mgassign.mutual_guidance_assign(*tensors, **{**settings, **change})
     assert message in str(raised.value)
+
+
+OUT_OF_MEMORY = {
+    "box_iou": lambda: box_iou(torch.rand(1, 4).expand(2**40, 4), torch.rand(1, 4)),
+    "fcos_assign": lambda: fcos_assign(GRID, torch.rand(1, 0, 4).expand(2**33, 0, 4)),
+    "mutual_guidance_assign": lambda: mutual_guidance_assign(
+        GRID, torch.rand(1, 1, 4).expand(2**36, 64, 4), torch.rand(1, 1, 1).expand(2**36, 64, 1),
+        torch.rand(1, 0, 4).expand(2**36, 0, 4), torch.zeros(1, 0).long().expand(2**36, 0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY.keys())
+def test_where_memory_runs_out_torch_says_so(call):
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
+        call()
+
+
+def test_workspaces_that_find_no_memory_say_so_too():
+    # Results fit into memory here, the scratch space beside them does not: under a limit of address space.
+    code = """
+import resource, torch
+from mgassign import PointGrid, mutual_guidance_assign, topk_per_object
+grid = PointGrid.for_image((4096, 4096), strides=(1,))
+def used(): return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+def refuses(extra, call):
+    resource.setrlimit(resource.RLIMIT_AS, (used() + extra, resource.RLIM_INFINITY))
+    try: call()
+    except RuntimeError as error: assert "DefaultCPUAllocator: can't allocate memory" in str(error), error
+    else: raise SystemExit("there was memory")
+    finally: resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+torch.set_num_threads(1)
+boxes = torch.zeros(1, 1, 4).expand(1, grid.num_points, 4)
+logits = torch.zeros(1, 1, 1).expand(1, grid.num_points, 1)
+objects = torch.tensor([[[8.0, 8, 60, 60]]]), torch.tensor([[0]])
+MiB = 2**20
+refuses(470 * MiB, lambda: mutual_guidance_assign(grid, boxes, logits, *objects))
+scores = torch.zeros(1, 1).expand(grid.num_points, 1)
+refuses(160 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones(1)))
+refuses(230 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones(1)))
+mutual_guidance_assign(grid, boxes, logits, *objects)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sizes_without_content_return_at_once():
+    assert box_iou(torch.rand(1, 4).expand(2**40, 4), torch.rand(0, 4)).shape == (2**40, 0)
+    empty = PointGrid.from_features([(0, 2**31 - 1)], strides=(8,))
+    assert fcos_assign(empty, torch.rand(1, 0, 4).expand(2**33, 0, 4)).original.shape == (2**33, 0)
+    found = mutual_guidance_assign(
+        empty, torch.empty(2, 0, 4), torch.empty(2, 0, 1), torch.rand(2, 1, 4), torch.zeros(2, 1).long()
+    )
+    assert found.num_points.tolist() == [0, 0]
+
+
+def test_other_devices_are_told_in_one_sentence():
+    # No backend but these two has kernels; a device that this build of torch does not know stands for all of them.
+    def refuse(*arguments):
+        raise NotImplementedError("thirty lines of torch's own")
+
+    with pytest.raises(NotImplementedError) as raised:
+        _library.call(refuse, torch.empty(2, device="meta"))
+    assert str(raised.value) == "mgassign: expected tensors on cpu or cuda, got meta"
 
 
 @pytest.mark.skipif(_library.cuda_library is not None, reason="CUDA kernels are there")

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -93,6 +94,22 @@ def odd() -> Scene:
     return scene
 
 
+def regions() -> Scene:
+    """Some of the objects are padding, some are regions."""
+    scene = mixed()
+    for labels in scene.gt_labels:
+        labels[::3] = -2
+        labels[::5] = -1
+    return scene
+
+
+def spaced() -> Scene:
+    """Points that lie apart otherwise than by the stride, differently per axis."""
+    scene = mixed()
+    spacings = tuple((s - 0.5, s * 0.875) for s in scene.grid.strides)
+    return replace(scene, grid=replace(scene.grid, spacings=spacings, offsets=((0.0, 1.0),) * 5))
+
+
 def blocks(scene: Scene) -> tuple[Tensor, ...]:
     """What the building blocks give for the last image: R and A, bit for bit, and who is chosen by them."""
     boxes, labels = scene.gt_boxes[-1], scene.gt_labels[-1]
@@ -112,6 +129,9 @@ CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "mutual guidance, bfloat16": lambda: mixed().to(torch.bfloat16).assign(),
     "mutual guidance, every level": lambda: crowded().assign(level_gate=False, sigma=1.25, min_points=7),
     "mutual guidance, whole boxes": lambda: mixed().assign(center_radius=0, sigma=3.5),
+    "mutual guidance, inside": lambda: crowded().assign(inside=True, num_points=3),
+    "mutual guidance, regions": lambda: regions().assign(),
+    "mutual guidance, spacing": lambda: spaced().assign(),
     "fcos": lambda: fcos_assign(mixed().grid, mixed().gt_boxes),
     "fcos, tied": lambda: fcos_assign(tied().grid, tied().gt_boxes, 2.5),
     "building blocks": lambda: blocks(mixed()),

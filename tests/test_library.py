@@ -37,7 +37,8 @@ def calls(requires_grad: bool):
     pred_boxes, pred_logits = of.pred_boxes.requires_grad_(requires_grad), of.pred_logits.requires_grad_(requires_grad)
     boxes, labels = torch.cat(of.gt_boxes), torch.cat(of.gt_labels)
     grid = dict(zip(GRID_NAMES, of.grid.arguments, strict=True))
-    settings = {"center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0, "activation": 1}
+    settings = {"wanted": None, "center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0,
+                "max_points": 2**31 - 1, "inside": False, "ignore_share": 0.5, "activation": 1}  # fmt: skip
     offsets = torch.tensor([0, 3, 5])
     scores = torch.rand(of.grid.num_points, 5, requires_grad=requires_grad)
     yield "fcos_assign", (boxes, None, [3, 2]), {**grid, "center_radius": 1.5}
@@ -98,37 +99,134 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("form", ["list", "padded", "jagged"])
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
-    grid = PointGrid.for_image((64, 96), STRIDES[:2])
-    compilations = 0
+GRID = PointGrid.for_image((64, 96), STRIDES[:2])
 
-    def backend(module, inputs):
-        nonlocal compilations
-        compilations += 1
-        return module.forward
 
-    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
-    def step(pred_boxes, pred_logits, gt_boxes, gt_labels):
-        found = mutual_guidance_assign(grid, pred_boxes, pred_logits, gt_boxes, gt_labels, min_points=1)
-        alone = fcos_assign(grid, gt_boxes, center_radius=2.0)
-        return *found, *alone, (found.cls >= 0).sum()
-
-    for counts in [(3, 4), (5, 2), (9, 30), (2, 2)]:
-        of = scene_of(grid, [torch.rand(n, 4).cumsum(1) * 30 for n in counts], 3, torch.Generator().manual_seed(0))
+def batches(form: str, counts_of_batches):
+    """Batches of so many objects in their images, in one of the three forms: what the operator takes."""
+    for seed, counts in enumerate(counts_of_batches):
+        generator = torch.Generator().manual_seed(seed)
+        of = scene_of(GRID, [torch.rand(n, 4, generator=generator).cumsum(1) * 30 for n in counts], 3, generator)
         boxes, labels = of.gt_boxes, of.gt_labels
         if form == "padded":
             boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
             labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         elif form == "jagged":
             boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels))
-        *found, positives = step(of.pred_boxes, of.pred_logits, boxes, labels)
-        expected = mutual_guidance_assign(grid, of.pred_boxes, of.pred_logits, boxes, labels, min_points=1)
-        assert equal(found[:4], expected)
-        assert equal(found[4:], fcos_assign(grid, boxes, center_radius=2.0))
-        assert positives == (expected.cls >= 0).sum()
-    assert compilations <= 2
+        yield of.pred_boxes, of.pred_logits, boxes, labels
+
+
+class Counter:
+    """A compiler that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.compilations = 0
+
+    def __call__(self, module, inputs):
+        self.compilations += 1
+        return module.forward
+
+
+def step(pred_boxes, pred_logits, gt_boxes, gt_labels):
+    found = mutual_guidance_assign(GRID, pred_boxes, pred_logits, gt_boxes, gt_labels, min_points=1)
+    alone = fcos_assign(GRID, gt_boxes, center_radius=2.0)
+    return *found, *alone, (found.cls >= 0).sum()
+
+
+FEW_OBJECTS = [[(0, 1, 2, 3, 5, 8)[i] for i in torch.randint(6, (4,), generator=torch.Generator().manual_seed(seed))]
+               for seed in range(24)]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["padded", "jagged"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
+    assert any(0 in counts for counts in FEW_OBJECTS)
+    assert any(1 in counts for counts in FEW_OBJECTS)
+    counter = Counter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for batch in batches(form, FEW_OBJECTS):
+        assert equal(compiled(*batch), step(*batch))
+    assert counter.compilations <= 3
+
+
+@pytest.mark.parametrize("form", ["padded", "jagged"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiles_a_few_times_for_any_number_of_images(form):
+    counter = Counter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for batch in batches(form, [counts[: 1 + i % 6] + [2] * (i % 6 - 3) for i, counts in enumerate(FEW_OBJECTS)]):
+        assert equal(compiled(*batch), step(*batch))
+    assert counter.compilations <= 4  # one image is a case of its own
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_lists_compile_with_a_graph_break_and_are_refused_without():
+    counter = Counter()
+    compiled = torch.compile(step, backend=counter)
+    for batch in batches("list", FEW_OBJECTS):
+        assert equal(compiled(*batch), step(*batch))
+    assert counter.compilations <= 3
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=Counter())
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="give padded or jagged tensors"):
+        compiled(*next(batches("list", FEW_OBJECTS)))
+
+
+def region_beside_two_objects():
+    boxes = torch.tensor([[[10.0, 10, 50, 60], [30, 20, 90, 60], [0, 0, 40, 64]]])
+    generator = torch.Generator().manual_seed(0)
+    pred_boxes = GRID.decode(torch.rand(1, GRID.num_points, 4, generator=generator) * 30)
+    return pred_boxes, torch.randn(1, GRID.num_points, 2, generator=generator), boxes, torch.tensor([[1, 0, -2]])
+
+
+SCENE = region_beside_two_objects()
+# A function of a number that a compiled function works out, for every setting of every function.
+DERIVED = {
+    "sigma": lambda s: mutual_guidance_assign(GRID, *SCENE, sigma=s + 1.01, num_points=9),
+    "center_radius": lambda s: mutual_guidance_assign(GRID, *SCENE, center_radius=s * 0.7),
+    "ignore_share": lambda s: mutual_guidance_assign(GRID, *SCENE, ignore_share=s / 8),
+    "min_points": lambda s: mutual_guidance_assign(GRID, *SCENE, min_points=int(s * 3)),
+    "num_points": lambda s: mutual_guidance_assign(GRID, *SCENE, num_points=int(s * 3) + 1),
+    "level_gate": lambda s: mutual_guidance_assign(GRID, *SCENE, level_gate=s > 1),
+    "fcos_assign": lambda s: fcos_assign(GRID, SCENE[2], s * 0.5 + 0.1),
+    "amplified_centerness": lambda s: (
+        amplified_centerness(GRID, SCENE[2][0, :2], SCENE[1][0].sigmoid(), sigma=s + 1.01),
+    ),
+    "offset": lambda s: fcos_assign(PointGrid.for_image((64, 96), (8, 16), offset=s + 0.1), SCENE[2]),
+    "spacing": lambda s: fcos_assign(PointGrid.for_image((64, 96), (8, 16), spacing=s + 5.0), SCENE[2]),
+    "strides": lambda s: fcos_assign(PointGrid.from_features([(8, 12), (4, 6)], (s * 7, s * 16)), SCENE[2]),
+    "ranges": lambda s: fcos_assign(
+        PointGrid.from_features([(8, 12), (4, 6)], (8, 16), ranges=((0, s * 20), (s * 15, 1e9))), SCENE[2]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", DERIVED.values(), ids=DERIVED.keys())
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_setting_that_the_compiled_function_derives_is_never_stale(function):
+    compiled = torch.compile(lambda x, s: (x * s, *function(s)), fullgraph=True, backend="aot_eager")
+    distinct = []
+    for s in (0.1, 0.5, 1.5, 2.5, 4.0):
+        _, *found = compiled(torch.ones(1), s)
+        expected = function(s)
+        assert equal(found, expected), s
+        distinct.append(torch.cat([result.flatten().double() for result in expected]))
+    assert len({tuple(result.tolist()) for result in distinct}) > 1, "the setting changes nothing here"
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_whole_numbers_that_change_at_every_step_compile_twice():
+    counter = Counter()
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def assign(min_points, num_points):
+        least = mutual_guidance_assign(GRID, *SCENE, min_points=min_points)
+        return *least, *mutual_guidance_assign(GRID, *SCENE, num_points=num_points)
+
+    for n in range(2, 22):
+        expected = inspect.unwrap(assign)(n, 2 * n)
+        assert equal(assign(n, 2 * n), expected)
+    assert counter.compilations <= 2
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -162,16 +260,18 @@ def test_a_grid_made_while_compiling():
     for size in [(64, 96), (96, 32), (160, 128)]:
         of = scene(size, STRIDES[:2], objects=(4, 2), seed=3)
         features = [torch.empty(2, 1, h, w) for h, w in zip(of.grid.heights, of.grid.widths, strict=True)]
-        assert equal(step(features, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels), of.assign())
+        boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (of.gt_boxes, of.gt_labels))
+        assert equal(step(features, of.pred_boxes, of.pred_logits, boxes, labels), of.assign())
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_compiles_it_amid_other_work():
-    of = scene((64, 96), STRIDES[:2], objects=(4, 2), seed=3)
+    of = scene((64, 96), STRIDES[:2], objects=(4, 4), seed=3)
+    gt_boxes, gt_labels = torch.stack(of.gt_boxes), torch.stack(of.gt_labels)
 
     @torch.compile(fullgraph=True)
     def loss(ltrb, logits):
-        found = mutual_guidance_assign(of.grid, of.grid.decode(ltrb), logits, of.gt_boxes, of.gt_labels)
+        found = mutual_guidance_assign(of.grid, of.grid.decode(ltrb), logits, gt_boxes, gt_labels)
         return (logits.sigmoid() * (found.cls >= 0)[..., None]).sum() + ltrb[found.loc >= 0].sum()
 
     def eager(ltrb, logits):
@@ -200,6 +300,27 @@ def test_exports_with_a_changing_number_of_objects():
     program = torch.export.export(Assigner(), arguments(5), dynamic_shapes=(None, None, {0: objects}, {0: objects}))
     for count in (2, 5, 40):
         assert equal(program.module()(*arguments(count)), Assigner()(*arguments(count)))
+
+
+def test_what_exports_runs_packaged(tmp_path):
+    class Assigner(torch.nn.Module):
+        def forward(self, pred_boxes, pred_logits, gt_boxes, gt_labels):
+            grid = PointGrid.for_image((64, 96))  # the default grid, whose last range has no end
+            found = mutual_guidance_assign(grid, pred_boxes, pred_logits, gt_boxes, gt_labels)
+            blocks = amplified_centerness(grid, gt_boxes[0], pred_logits[0].sigmoid().expand(-1, 3))
+            return *found, *fcos_assign(grid, gt_boxes), blocks, box_iou(pred_boxes[0], gt_boxes[0])
+
+    generator = torch.Generator().manual_seed(0)
+    points = PointGrid.for_image((64, 96)).num_points
+    arguments = (
+        torch.rand(2, points, 4, generator=generator).cumsum(2) * 30,
+        torch.randn(2, points, 1, generator=generator),
+        torch.rand(2, 3, 4, generator=generator).cumsum(2) * 30,
+        torch.tensor([[0, 0, -1], [0, -2, 0]]),
+    )
+    program = torch.export.export(Assigner(), arguments)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "assigner.pt2"))
+    assert equal(torch._inductor.aoti_load_package(package)(*arguments), Assigner()(*arguments))
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -253,7 +374,7 @@ def test_results_are_new_tensors_that_fill_their_storage():
     of = scene(objects=(3, 2), seed=6)
     for result in of.assign():
         assert result.is_contiguous()
-        assert result.untyped_storage().nbytes() == 8 * result.numel()
+        assert result.untyped_storage().nbytes() == result.element_size() * result.numel()
 
 
 def test_real_boxes(coco_boxes_file):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from mgassign import FCOS_RANGES, PointGrid
+from mgassign import (
+    FCOS_RANGES,
+    Assignment,
+    OriginalAssignment,
+    PointGrid,
+    fcos_assign,
+    mutual_guidance_assign,
+    reference,
+)
 
 
 def test_points_by_hand():
@@ -30,10 +41,149 @@ def test_levels_are_rounded_up():
     assert (grid.heights, grid.widths) == ((5, 3), (3, 2))
 
 
+def test_spacing_apart_from_stride():
+    # torchvision: points image // map apart, from 0; for 31 x 50 pixels and maps of 4 x 7 and 2 x 4.
+    grid = PointGrid.from_features([(4, 7), (2, 4)], (8, 16), spacing=((7, 7), (15, 12)), offset=0)
+    assert grid.points()[1].tolist() == [7, 0]
+    assert grid.points()[28:].tolist() == [[0, 0], [12, 0], [24, 0], [36, 0], [0, 15], [12, 15], [24, 15], [36, 15]]
+    assert grid.point_strides().unique().tolist() == [8, 16]
+    assert PointGrid.from_features([(2, 2)], (8,), spacing=4, offset=((1, 2),)).points().tolist() == [
+        [2, 1], [6, 1], [2, 5], [6, 5]
+    ]  # fmt: skip
+
+
 def test_ranges():
     assert PointGrid.for_image((64, 64), strides=(8,)).ranges == ((-1, math.inf),)
     assert PointGrid.for_image((64, 64), strides=(8, 16, 32)).ranges == ((-1, 64), (64, 128), (128, math.inf))
     assert PointGrid.for_image((64, 64)).ranges == FCOS_RANGES
+    fine = PointGrid.for_image((64, 64), strides=(4, 8, 16, 32, 64, 128))
+    assert fine.ranges == ((-1, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, math.inf))
+
+
+SAME = {
+    "ints": ((64, 96), (8, 16)),
+    "floats": ((64.0, 96.0), [8.0, 16.0]),
+    "a tensor of strides": ((64, 96), torch.tensor([8.0, 16.0])),
+    "tensors of no dimension": ((torch.tensor(64), torch.tensor(96.0)), [torch.tensor(8), torch.tensor(16)]),
+    "numpy": (np.array([64, 96]), np.array([8.0, 16.0], dtype=np.float32)),
+    "numpy's numbers": ((np.int32(64), np.float64(96)), (np.float32(8), np.int8(16))),
+    "an image's shape": (torch.empty(3, 64, 96).shape[-2:], (8, 16)),
+}
+
+
+@pytest.mark.parametrize(("size", "strides"), SAME.values(), ids=SAME.keys())
+def test_whatever_says_it_is_a_number_counts(size, strides):
+    plain = PointGrid.for_image((64, 96), (8, 16), ranges=((-1, 50), (40, 1e6)), offset=((0, 2), (1, 3)))
+    grid = PointGrid.for_image(
+        size, strides, ranges=np.array([[-1, 50], [40, 1e6]]), offset=torch.tensor([[0.0, 2], [1, 3]])
+    )
+    assert (grid, hash(grid), repr(grid), pickle.dumps(grid)) == (plain, hash(plain), repr(plain), pickle.dumps(plain))
+    boxes = torch.tensor([[8.0, 8, 50, 50]])
+    assert torch.equal(fcos_assign(grid, [boxes]).original[0], reference.fcos_assign(plain, boxes)[0])
+
+
+def test_strides_need_not_be_whole():
+    grid = PointGrid.for_image((20, 20), strides=(2.5, 5))
+    assert grid.heights == (8, 4)
+    assert grid.points()[1].tolist() == [3.5, 1]
+    assert PointGrid.for_image((21, 20), strides=(2.5, 5)).heights == (9, 5)
+
+
+# Each: how a good grid is changed, what is said.
+WRONG = {
+    "strides, a bool": ({"strides": (True, 16)}, TypeError, "strides: expected a number, got bool True"),
+    "strides, text": ({"strides": "48"}, TypeError, "strides: expected a sequence of numbers, got str '48'"),
+    "strides, texts": ({"strides": ("4", "8")}, TypeError, "strides: expected a number, got str '4'"),
+    "strides, a generator": ({"strides": (s for s in (8, 16))}, TypeError, "strides: expected a sequence of numbers"),
+    "strides, a number": ({"strides": 8}, TypeError, "strides: expected a sequence of numbers, got int 8"),
+    "strides, NaN": ({"strides": (8, math.nan)}, ValueError, "strides: expected a finite number, got nan"),
+    "strides, infinite": ({"strides": (8, math.inf)}, ValueError, "strides: expected a finite number, got inf"),
+    "strides, huge": ({"strides": (8, 10**400)}, ValueError, "strides: expected a finite number"),
+    "strides, zero": ({"strides": (0, 8)}, ValueError, "strides: expected at least one number, above 0 and increasing"),
+    "strides that decrease": ({"strides": (16, 8)}, ValueError, "strides: expected at least one number, above 0 and inc"),
+    "strides that stay": ({"strides": (8, 8)}, ValueError, "strides: expected at least one number, above 0 and increasing"),
+    "strides, none": ({"strides": ()}, ValueError, "strides: expected at least one number"),
+    "strides, a matrix": ({"strides": torch.ones(2, 2)}, TypeError, "strides: expected a number, got Tensor"),
+    "strides, complex": ({"strides": (8j, 16)}, TypeError, "strides: expected a number, got complex"),
+    "size, a fraction": ({"size": (80.5, 64)}, ValueError, "size: expected whole numbers of at least 0, got (80.5, 64)"),
+    "size, negative": ({"size": (-5, 64)}, ValueError, "size: expected whole numbers of at least 0, got (-5, 64)"),
+    "size, NaN": ({"size": (math.nan, 64)}, ValueError, "size: expected a finite number, got nan"),
+    "size, a number": ({"size": 64}, TypeError, "size: expected a sequence of numbers, got int 64"),
+    "size of three": ({"size": (3, 64, 64)}, ValueError, "size: expected (height, width), got (3, 64, 64)"),
+    "size beyond int32": ({"size": (2**20, 2**20)}, ValueError, "heights, widths: expected fewer than 2^31 points"),
+    "offset, NaN": ({"offset": math.nan}, ValueError, "offset: expected a finite number, got nan"),
+    "offset, text": ({"offset": "4"}, TypeError, "offset: expected a sequence of numbers, got str '4'"),
+    "offset, a bool": ({"offset": True}, TypeError, "offset: expected a number, got bool True"),
+    "offset, too few": ({"offset": (4,)}, ValueError, "offset: expected a number, or one per stride (2), got (4,)"),
+    "offset, three a level": ({"offset": ((1, 2, 3),) * 2}, ValueError, "offset: expected two numbers per level (2)"),
+    "spacing, zero": ({"spacing": 0}, ValueError, "spacings: expected numbers above 0"),
+    "spacing, negative": ({"spacing": ((8, -8), (16, 16))}, ValueError, "spacings: expected numbers above 0"),
+    "ranges, None": ({"ranges": [(0, None), (5, 9)]}, TypeError, "ranges: expected a number, got NoneType None"),
+    "ranges, NaN": ({"ranges": [(0, math.nan), (5, 9)]}, ValueError, "ranges: expected a finite number, got nan"),
+    "ranges, too few": ({"ranges": [(0, 9)]}, ValueError, "ranges: expected two numbers per level (2), got [(0, 9)]"),
+    "ranges, the wrong way": ({"ranges": [(9, 2), (5, 9)]}, ValueError, "ranges: expected (lo, hi) with lo <= hi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_everything_else_is_refused_at_construction(change, error, message):
+    with pytest.raises(error) as raised:
+        PointGrid.for_image(**{"size": (64, 64), "strides": (8, 16), **change})
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": (8, 16)}, "heights: expected one number per level (2), got"),
+        ({"heights": (1,)}, "heights: expected one number per level (5), got (1,)"),
+        ({"offsets": ((0, 0),)}, "offsets: expected two numbers per level (5), got"),
+        ({"spacings": ((8, 8),) * 4 + ((0, 8),)}, "spacings: expected numbers above 0"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_replacing_a_part_checks_the_whole(change, message):
+    with pytest.raises(ValueError, match="expected") as raised:
+        dataclasses.replace(PointGrid.for_image((64, 64)), **change)
+    assert str(raised.value).startswith(message)
+
+
+def test_checkpoints_hold_grids_and_assignments():
+    grid = PointGrid.for_image((64, 96), (8, 16.5), offset=0.25)
+    found = mutual_guidance_assign(
+        grid, torch.rand(1, grid.num_points, 4), torch.rand(1, grid.num_points, 2), [torch.empty(0, 4)],
+        [torch.empty(0, dtype=torch.int64)],
+    )  # fmt: skip
+    file = io.BytesIO()
+    torch.save({"grid": grid, "found": found, "original": fcos_assign(grid, [torch.empty(0, 4)])}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert loaded["grid"] == grid
+    assert loaded["grid"].arguments == grid.arguments
+    assert isinstance(loaded["found"], Assignment)
+    assert torch.equal(loaded["found"].cls, found.cls)
+    assert isinstance(loaded["original"], OriginalAssignment)
+
+
+def test_the_default_dtype_changes_nothing():
+    grid = PointGrid.for_image((64, 96), (8, 16))
+    boxes, labels = torch.tensor([[8.0, 8, 50, 50]]), torch.tensor([0])
+    before = grid.points(), grid.point_strides(), reference.fcos_assign(grid, boxes)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert grid.points().dtype == grid.point_strides().dtype == torch.float32
+        assert PointGrid.from_features([(0, 5)], strides=(8,)).points().dtype == torch.float32
+        assert grid.decode(torch.rand(1, grid.num_points, 4)).dtype == torch.float32
+        after = grid.points(), grid.point_strides(), reference.fcos_assign(grid, boxes)
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1])
+        assert torch.equal(before[2][0], after[2][0])
+        found = reference.mutual_guidance_assign(
+            grid, grid.points().repeat(1, 2), torch.zeros(grid.num_points, 1).float(), boxes.float(), labels
+        )
+        assert found[4].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_is_a_value():
@@ -48,14 +198,18 @@ def test_is_a_value():
         grid.strides = (1,)
 
 
-def test_decode_is_differentiable_and_keeps_the_dtype():
+def test_decode_is_differentiable_and_float32():
     grid = PointGrid.for_image((16, 8), strides=(8,))
     ltrb = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 5]], requires_grad=True)
     boxes = grid.decode(ltrb)
     assert boxes.tolist() == [[3, 2, 7, 8], [4, 12, 9, 17]]
     boxes.sum().backward()
     assert ltrb.grad.tolist() == [[-1, -1, 1, 1]] * 2
-    assert grid.decode(torch.rand(3, 2, 4, dtype=torch.float16)).dtype == torch.float16
+    # A bfloat16 has 8 bits: at 1,000 px it could not tell points 4 px apart.
+    far = PointGrid.for_image((8, 1280), strides=(8,))
+    half = far.decode(torch.ones(160, 4, dtype=torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert half[-1].tolist() == [1275, 3, 1277, 5]
 
 
 def test_no_levels_of_points():

@@ -162,6 +162,7 @@ def test_translation_by_the_coarsest_stride_moves_the_result_along(scene, right,
         heights=tuple(h + down * coarsest // s for h, s in zip(grid.heights, grid.strides, strict=True)),
         widths=tuple(w + right * coarsest // s for w, s in zip(grid.widths, grid.strides, strict=True)),
         strides=grid.strides,
+        spacings=grid.spacings,
         offsets=grid.offsets,
         ranges=grid.ranges,
     )

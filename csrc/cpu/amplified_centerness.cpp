@@ -24,10 +24,9 @@ void Amplifier::score_all() {
   amplify_all(score_.data(), ratio_x_.data(), ratio_y_.data(), sigma_, count_);
 }
 
-Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std::vector<int64_t> heights,
-                                std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
-                                std::vector<double> ranges, double sigma, bool level_gate) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, MGASSIGN_GRID_PARAMETERS, double sigma,
+                                bool level_gate) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   check_probabilities(gt_boxes, probs, grid.num_points, sigma);
   const int64_t num_objects = gt_boxes.size(0);
 
@@ -57,5 +56,5 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, std
 }  // namespace mgassign::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) {
-  m.impl("amplified_centerness", TORCH_BOX(&mgassign::cpu::amplified_centerness_cpu));
+  m.impl("amplified_centerness", MGASSIGN_OPERATOR(amplified_centerness_cpu));
 }

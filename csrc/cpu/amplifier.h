@@ -30,14 +30,14 @@ class Amplifier {
   template <typename LogitOf, typename Take>
   void add(const Level& level, Span rows, const Box& box, int32_t object, const LogitOf& logit_of, const Take& take) {
     if (level_gate_ && !level.may_accept_inside(box.x2 - box.x1, box.y2 - box.y1)) return;
-    const Span inside = strictly_between(level, level.height, box.y1, box.y2);
+    const Span inside = strictly_between(level.y, level.height, box.y1, box.y2);
     rows = {std::max(rows.begin, inside.begin), std::min(rows.end, inside.end)};
     if (rows.begin >= rows.end) return;
-    const Span columns = strictly_between(level, level.width, box.x1, box.x2);
+    const Span columns = strictly_between(level.x, level.width, box.x1, box.x2);
     for (int64_t column = columns.begin; column < columns.end; ++column)
-      columns_[column] = axis_distances(level.coordinate(column), box.x1, box.x2);
+      columns_[column] = axis_distances(level.x.coordinate(column), box.x1, box.x2);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const AxisDistances vertical = axis_distances(level.coordinate(row), box.y1, box.y2);
+      const AxisDistances vertical = axis_distances(level.y.coordinate(row), box.y1, box.y2);
       const int64_t first = level.first_point + row * level.width;
       for (int64_t column = columns.begin; column < columns.end; ++column) {
         const AxisDistances horizontal = columns_[column];

@@ -32,6 +32,7 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
   const int64_t rows = boxes.size(0), columns = gt_boxes.size(0);
   Tensor result = new_tensor(boxes, {rows, columns}, ScalarType::Float);
   float* const iou = result.mutable_data_ptr<float>();
+  if (result.numel() == 0) return result;
 
   ObjectArrays others(columns);
   with_strided<2>(gt_boxes, [&](const auto& view) {
@@ -53,4 +54,4 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
 
 }  // namespace mgassign::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("box_iou", TORCH_BOX(&mgassign::cpu::box_iou_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("box_iou", MGASSIGN_OPERATOR(box_iou_cpu)); }

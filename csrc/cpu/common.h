@@ -19,7 +19,28 @@
 #define MGASSIGN_VECTOR
 #endif
 
+// What the functions marked so share: inlined, it is compiled for each instruction set too.
+#define MGASSIGN_INLINE inline __attribute__((always_inline))
+
 namespace mgassign::cpu {
+
+// An operator whose own containers may run out of memory too. Large ones are made by new_tensor() and new_values(),
+// which tell how much was wanted.
+template <auto kOperator>
+struct Guarded;
+
+template <typename Result, typename... Arguments, Result (*kOperator)(Arguments...)>
+struct Guarded<kOperator> {
+  static Result call(Arguments... arguments) {
+    try {
+      return kOperator(std::forward<Arguments>(arguments)...);
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error("mgassign: DefaultCPUAllocator: can't allocate memory for scratch space");
+    }
+  }
+};
+
+#define MGASSIGN_OPERATOR(name) TORCH_BOX(&mgassign::cpu::Guarded<&mgassign::cpu::name>::call)
 
 // How many threads `work` (in point visits, roughly a nanosecond each) deserves.
 inline int64_t threads_for(int64_t units, int64_t work) {

@@ -10,7 +10,7 @@ namespace mgassign::cpu {
 
 void assign_original(const Grid& grid, const Objects& objects, int64_t num_objects, double center_radius,
                      int64_t* owner, int64_t* num_points) {
-  std::fill_n(owner, grid.num_points, int64_t{-1});
+  std::fill_n(owner, grid.num_points, kBackground);
   std::fill_n(num_points, num_objects, int64_t{0});
   for (int64_t k = 0; k < objects.count; ++k) {
     const Object object = objects[k];
@@ -26,13 +26,13 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
         central = {larger(cx - reach, box.x1), larger(cy - reach, box.y1), smaller(cx + reach, box.x2),
                    smaller(cy + reach, box.y2)};
       }
-      const Span columns = strictly_between(level, level.width, central.x1, central.x2);
-      const Span rows = strictly_between(level, level.height, central.y1, central.y2);
+      const Span columns = strictly_between(level.x, level.width, central.x1, central.x2);
+      const Span rows = strictly_between(level.y, level.height, central.y1, central.y2);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const float vertical = axis_distances(level.coordinate(row), box.y1, box.y2).longest;
+        const float vertical = axis_distances(level.y.coordinate(row), box.y1, box.y2).longest;
         int64_t* const owner_of_row = owner + level.first_point + row * level.width;
         for (int64_t column = columns.begin; column < columns.end; ++column) {
-          const float horizontal = axis_distances(level.coordinate(column), box.x1, box.x2).longest;
+          const float horizontal = axis_distances(level.x.coordinate(column), box.x1, box.x2).longest;
           // Smaller objects came first: a point that is taken stays taken.
           if (owner_of_row[column] >= 0 || !level.accepts(larger(horizontal, vertical))) continue;
           owner_of_row[column] = object.index;
@@ -44,18 +44,28 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
   }
 }
 
-std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, std::optional<Tensor> gt_offsets,
-                                           std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
-                                           std::vector<int64_t> widths, std::vector<int64_t> strides,
-                                           std::vector<double> offsets, std::vector<double> ranges,
-                                           double center_radius) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
-  check_center_radius(center_radius);
-  std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), std::move(first_objects));
+void ignore_points_inside(const Grid& grid, const Box& region, int64_t* owner) {
+  for (const Level& level : grid.levels) {
+    const Span columns = strictly_between(level.x, level.width, region.x1, region.x2);
+    const Span rows = strictly_between(level.y, level.height, region.y1, region.y2);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      int64_t* const owner_of_row = owner + level.first_point + row * level.width;
+      for (int64_t column = columns.begin; column < columns.end; ++column)
+        if (owner_of_row[column] < 0) owner_of_row[column] = kIgnored;
+    }
+  }
+}
 
-  Tensor original = new_tensor(gt_boxes, {batch.num_images(), grid.num_points}, ScalarType::Long);
-  Tensor num_points = new_tensor(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, MGASSIGN_OBJECTS_PARAMETERS,
+                                           MGASSIGN_GRID_PARAMETERS, double center_radius) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
+  check_center_radius(center_radius);
+  const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts);
+
+  Tensor original = new_tensor(gt_boxes, {num_images, grid.num_points}, ScalarType::Long);
+  Tensor num_points = new_tensor(gt_boxes, {gt_boxes.numel() / 4}, ScalarType::Long);
+  if (original.numel() == 0 && num_points.numel() == 0) return {original, num_points};
+  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts));
   int64_t* const owner = original.mutable_data_ptr<int64_t>();
   int64_t* const counts = num_points.mutable_data_ptr<int64_t>();
   for_each_unit(batch.num_images(), threads_for(batch.num_images(), original.numel() + 64 * batch.num_objects()),
@@ -68,4 +78,4 @@ std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, std::optional
 
 }  // namespace mgassign::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("fcos_assign", TORCH_BOX(&mgassign::cpu::fcos_assign_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("fcos_assign", MGASSIGN_OPERATOR(fcos_assign_cpu)); }

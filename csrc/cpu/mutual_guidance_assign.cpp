@@ -4,7 +4,7 @@
 //   1. per image: rank the objects, run the original strategy, which gives N_g;
 //   2. per strip of neighbouring rows of points, for either task: whom does each point stand for? Written to
 //      the outputs as if everyone were chosen, the scores beside them;
-//   3. per image and task: keep the N_g best points of each object.
+//   3. per image and task: keep the N_g best points of each object, then set apart what lies in regions to be ignored.
 //
 // Pass 2 never looks at most pairs of point and object. A strip is cut into tiles of 32 neighbouring points;
 // the bounding box of a tile's predictions is small, and only objects that touch it can have an IoU there.
@@ -26,6 +26,7 @@ constexpr int64_t kTilesPerBand = 8;
 // Predictions of up to 32 neighbouring points, and whom they fit best so far.
 struct Tile {
   float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints], area[kTilePoints];
+  float x[kTilePoints], y[kTilePoints];  // the points themselves, where they have to lie inside their object
   float score[kTilePoints];
   int32_t owner[kTilePoints];
   Box bounds;  // of all predictions
@@ -104,17 +105,30 @@ MGASSIGN_VECTOR void prepare(Tile& tile) {
   tile.bounds = {x1[0], y1[0], x2[0], y2[0]};
 }
 
-// Lets the objects at the given places compete for the tile's points.
-MGASSIGN_VECTOR void fit(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
+// Lets the objects at the given places compete for the tile's points, those that may_have(object, point).
+template <typename MayHave>
+MGASSIGN_INLINE void compete(Tile& tile, const Objects& objects, const int32_t* places, int64_t count,
+                             const MayHave& may_have) {
   for (int64_t k = 0; k < count; ++k) {
     const Object object = objects[places[k]];
     for (int i = 0; i < kTilePoints; ++i) {
       const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], object.box, object.area);
-      const bool better = iou > tile.score[i];
+      const bool better = (iou > tile.score[i]) & may_have(object, i);
       tile.owner[i] = better ? object.index : tile.owner[i];
       tile.score[i] = better ? iou : tile.score[i];
     }
   }
+}
+
+MGASSIGN_VECTOR void fit(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
+  compete(tile, objects, places, count, [](const Object&, int) { return true; });
+}
+
+MGASSIGN_VECTOR void fit_inside(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
+  compete(tile, objects, places, count, [&tile](const Object& object, int i) {
+    return (tile.x[i] > object.box.x1) & (tile.x[i] < object.box.x2) & (tile.y[i] > object.box.y1) &
+           (tile.y[i] < object.box.y2);
+  });
 }
 
 // Scratch space of one thread in pass 2.
@@ -138,33 +152,43 @@ struct Standing {
 };
 
 template <typename Element>
+Box load(const Element* at, int64_t side_step) {
+  return {static_cast<float>(at[0]), static_cast<float>(at[side_step]), static_cast<float>(at[2 * side_step]),
+          static_cast<float>(at[3 * side_step])};
+}
+
+template <typename Element>
 void localize_to_classify(const Strip& strip, const Objects& objects, const Strided<Element, 3>& boxes,
-                          const Element* image, Workspace& workspace, Standing standing) {
+                          const Element* image, bool inside, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t tile_width = std::min(level.width, kTileColumns);
   const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
   const int64_t point_step = boxes.stride[1], side_step = boxes.stride[2];
-  // Visits the points of tile t: each(place in the tile, point of the image).
+  // Visits the points of tile t: each(place in the tile, row, column).
   const auto for_each_point = [&](int64_t t, const auto& each) {
     const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
     int i = 0;
-    for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row) {
-      const int64_t first = level.first_point + row * level.width;
-      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, first + column);
-    }
+    for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row)
+      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, row, column);
     return i;
   };
+  const auto point = [&level](int64_t row, int64_t column) { return level.first_point + row * level.width + column; };
 
   Box bounds = kNowhere;
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    int filled = for_each_point(t, [&](int i, int64_t j) {
-      const Element* const at = image + j * point_step;
-      tile.x1[i] = static_cast<float>(at[0]);
-      tile.y1[i] = static_cast<float>(at[side_step]);
-      tile.x2[i] = static_cast<float>(at[2 * side_step]);
-      tile.y2[i] = static_cast<float>(at[3 * side_step]);
+    int filled = for_each_point(t, [&](int i, int64_t row, int64_t column) {
+      const Box box = load(image + point(row, column) * point_step, side_step);
+      tile.x1[i] = box.x1;
+      tile.y1[i] = box.y1;
+      tile.x2[i] = box.x2;
+      tile.y2[i] = box.y2;
     });
+    if (inside)
+      for_each_point(t, [&](int i, int64_t row, int64_t column) {
+        tile.x[i] = level.x.coordinate(column);
+        tile.y[i] = level.y.coordinate(row);
+      });
     for (; filled < kTilePoints; ++filled) tile.x1[filled] = tile.y1[filled] = tile.x2[filled] = tile.y2[filled] = 0.0f;
     prepare(tile);
     grow(bounds, tile.bounds);
@@ -176,10 +200,10 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   const Objects near_strip = workspace.near_strip.view(0, num_near);
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    fit(tile, near_strip, found, touching(tile.bounds, near_strip, found));
-    for_each_point(t, [&](int i, int64_t j) {
-      standing.owner[j] = tile.owner[i];
-      standing.score[j] = tile.score[i];
+    (inside ? fit_inside : fit)(tile, near_strip, found, touching(tile.bounds, near_strip, found));
+    for_each_point(t, [&](int i, int64_t row, int64_t column) {
+      standing.owner[point(row, column)] = tile.owner[i];
+      standing.score[point(row, column)] = tile.score[i];
     });
   }
 }
@@ -190,7 +214,7 @@ void classify_to_localize(const Strip& strip, const Objects& objects, const Stri
   const Level& level = *strip.level;
   const int64_t first = level.first_point + strip.rows.begin * level.width;
   const int64_t count = (strip.rows.end - strip.rows.begin) * level.width;
-  std::fill_n(standing.owner + first, count, int64_t{-1});
+  std::fill_n(standing.owner + first, count, kBackground);
   std::fill_n(standing.score + first, count, 0.0f);
 
   const auto take = [&](int64_t j, int32_t object, float score) {
@@ -198,7 +222,7 @@ void classify_to_localize(const Strip& strip, const Objects& objects, const Stri
     standing.score[j] = score;
     standing.owner[j] = object;
   };
-  const float top = level.coordinate(strip.rows.begin), bottom = level.coordinate(strip.rows.end - 1);
+  const float top = level.y.coordinate(strip.rows.begin), bottom = level.y.coordinate(strip.rows.end - 1);
   for (int64_t k = 0; k < objects.count; ++k) {
     if (!(objects.y1[k] < bottom && objects.y2[k] > top)) continue;
     const Object object = objects[k];
@@ -210,42 +234,59 @@ void classify_to_localize(const Strip& strip, const Objects& objects, const Stri
   workspace.amplifier.flush(take);
 }
 
-void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes, bool padded) {
+// Of the points without an object, those are to be ignored whose predicted box lies in a region by this share.
+template <typename Element>
+void ignore_boxes_inside(const Box& region, const Strided<Element, 3>& boxes, const Element* image, float share,
+                         int64_t num_points, int64_t* owner) {
+  for (int64_t j = 0; j < num_points; ++j) {
+    if (owner[j] >= 0) continue;
+    const Box box = load(image + j * boxes.stride[1], boxes.stride[2]);
+    if (is_valid(box) && share_inside(box, region) >= share) owner[j] = kIgnored;
+  }
+}
+
+void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes) {
   for (int64_t image = 0; image < batch.num_images(); ++image)
     for (int64_t i = 0; i < batch.size(image); ++i) {
       const int64_t label = labels[batch.first(image) + i];
-      check((label >= 0 && label < num_classes) || (padded && label == -1), "gt_labels: expected a label in [0, ",
-            num_classes, ") for object ", i, " of image ", image, ", got ", label);
+      check(kRegion <= label && label < num_classes, "gt_labels: expected a label in [0, ", num_classes,
+            "), -1 (padding) or -2 (a region) for object ", i, " of image ", image, ", got ", label);
     }
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
-    std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
-    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets, std::vector<double> ranges,
-    double center_radius, double sigma, bool level_gate, int64_t min_points, int64_t activation) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
-  check_settings(center_radius, sigma, min_points, activation);
-  std::vector<int64_t> first_objects = image_offsets(gt_boxes, gt_offsets, gt_counts);
-  const int64_t num_images = static_cast<int64_t>(first_objects.size()) - 1;
-  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, grid.num_points);
-
-  const bool padded = !gt_offsets && !gt_counts;
-  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), std::move(first_objects), padded ? labels : nullptr);
-  check_labels(batch, labels, pred_logits.size(2), padded);
-
+    MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, std::optional<Tensor> wanted, double center_radius,
+    double sigma, bool level_gate, int64_t min_points, int64_t max_points, bool inside, double ignore_share,
+    int64_t activation) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   const int64_t num_points = grid.num_points;
+  const Quota quota(min_points, max_points, num_points);
+  check_center_radius(center_radius);
+  check_sigma(sigma);
+  check_ignore_share(ignore_share);
+  check_activation(activation);
+  const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts);
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
+  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+
   const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
   Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor counts = new_tensor(gt_boxes, {batch.num_objects()}, ScalarType::Long);
+  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  Tensor counts = new_tensor(gt_boxes, {gt_labels.numel()}, ScalarType::Long);
+  if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
+
+  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
+  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
+  check_labels(batch, labels, pred_logits.size(2));
+
   int64_t* const original_owner = original.mutable_data_ptr<int64_t>();
   int64_t* const num_positives = counts.mutable_data_ptr<int64_t>();
-  const std::unique_ptr<float[]> scores(new float[2 * num_images * num_points]);
-  const Standing standings[2] = {{cls.mutable_data_ptr<int64_t>(), scores.get()},
-                                 {loc.mutable_data_ptr<int64_t>(), scores.get() + num_images * num_points}};
+  const std::unique_ptr<float[]> amplified = new_values<float>(num_images * num_points);
+  const Standing standings[2] = {{cls.mutable_data_ptr<int64_t>(), iou.mutable_data_ptr<float>()},
+                                 {loc.mutable_data_ptr<int64_t>(), amplified.get()}};
   const auto in_image = [&](const Standing& standing, int64_t image) {
     return Standing{standing.owner + image * num_points, standing.score + image * num_points};
   };
@@ -254,12 +295,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const int64_t work = num_images * num_points;
   for_each_unit(num_images, threads_for(num_images, work), [&](int64_t image, int64_t) {
     const Objects objects = batch.rank(image);
+    int64_t* const owner = original_owner + image * num_points;
     int64_t* const counts_of_image = num_positives + batch.first(image);
-    assign_original(grid, objects, batch.size(image), center_radius, original_owner + image * num_points,
-                    counts_of_image);
+    assign_original(grid, objects, batch.size(image), center_radius, owner, counts_of_image);
+    batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, owner); });
+    const int64_t* const wanted_of_image = wanted ? wanted->const_data_ptr<int64_t>() + batch.first(image) : nullptr;
     for (int64_t k = 0; k < objects.count; ++k) {
-      int64_t& wanted = counts_of_image[objects.index[k]];
-      wanted = std::max(wanted, min_points);
+      const int32_t g = objects.index[k];
+      counts_of_image[g] = quota.of(wanted_of_image ? wanted_of_image[g] : counts_of_image[g]);
     }
   });
 
@@ -273,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
       const int64_t image = unit / num_strips;
       localize_to_classify(strips[unit % num_strips], batch.ranked(image), boxes, boxes.data + image * boxes.stride[0],
-                           workspaces[slot], in_image(standings[0], image));
+                           inside, workspaces[slot], in_image(standings[0], image));
     });
   });
   with_strided<3>(pred_logits, [&](const auto& logits) {
@@ -284,19 +327,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     });
   });
 
-  // Pass 3: selection.
+  // Pass 3: selection, and what is left over.
+  const float share = static_cast<float>(ignore_share);
   const int64_t selectors_needed = threads_for(2 * num_images, 2 * work);
   auto selectors = scratch_for<TopPointSelector>(selectors_needed, num_points, batch.largest_image());
-  for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
-    const int64_t image = unit / 2;
-    const Standing standing = in_image(standings[unit % 2], image);
-    selectors[slot].run(standing.owner, standing.score, num_positives + batch.first(image), batch.size(image));
+  with_strided<3>(pred_boxes, [&](const auto& boxes) {
+    for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
+      const int64_t image = unit / 2, task = unit % 2;
+      const auto [owner, score] = in_image(standings[task], image);
+      selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
+      if (task == 0)
+        for (int64_t j = 0; j < num_points; ++j) score[j] = owner[j] >= 0 ? score[j] : 0.0f;
+      batch.for_each_region(image, [&, owner = owner](const Box& region) {
+        if (task == 1) return ignore_points_inside(grid, region, owner);
+        ignore_boxes_inside(region, boxes, boxes.data + image * boxes.stride[0], share, num_points, owner);
+      });
+    });
   });
-  return {cls, loc, original, counts};
+  return {cls, loc, original, counts, iou};
 }
 
 }  // namespace mgassign::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) {
-  m.impl("mutual_guidance_assign", TORCH_BOX(&mgassign::cpu::mutual_guidance_assign_cpu));
+  m.impl("mutual_guidance_assign", MGASSIGN_OPERATOR(mutual_guidance_assign_cpu));
 }

@@ -17,18 +17,17 @@ int64_t ObjectBatch::largest_image() const {
 }
 
 Objects ObjectBatch::rank(int64_t image) {
-  const float* const boxes = boxes_ + 4 * first(image);
   const auto object = [&](int64_t i) {
-    const Box box{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
-    return Object{box, area_of(box), static_cast<int32_t>(i)};
+    const Box of_object = box(first(image) + i);
+    return Object{of_object, area_of(of_object), static_cast<int32_t>(i)};
   };
   // Areas of valid boxes are not negative, so their bits are in the areas' own order.
   uint64_t* const keys = keys_.data() + first(image);
   int64_t count = 0;
   for (int64_t i = 0; i < size(image); ++i) {
-    const bool padding = labels_ && labels_[first(image) + i] == -1;
+    const bool competes = !labels_ || labels_[first(image) + i] >= 0;
     const Object candidate = object(i);
-    if (is_valid(candidate.box) && !padding) keys[count++] = uint64_t{bits_of(candidate.area)} << 32 | i;
+    if (is_valid(candidate.box) && competes) keys[count++] = uint64_t{bits_of(candidate.area)} << 32 | i;
   }
   std::sort(keys, keys + count);
   num_valid_[image] = count;

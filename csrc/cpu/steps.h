@@ -59,7 +59,7 @@ class ObjectArrays {
 // The objects of a batch, image by image.
 class ObjectBatch {
  public:
-  // boxes [N, 4]; labels [N] or null: objects of label -1 are padding and take no part.
+  // boxes [N, 4]; labels [N] or null: objects of negative labels are padding or regions and do not compete.
   ObjectBatch(const float* boxes, std::vector<int64_t> offsets, const int64_t* labels = nullptr);
 
   int64_t num_images() const { return static_cast<int64_t>(offsets_.size()) - 1; }
@@ -70,10 +70,18 @@ class ObjectBatch {
 
   // Sorts out and orders the objects of one image; different images may be ranked at once.
   Objects rank(int64_t image);
+  // Calls each(box) for the regions of an image.
+  template <typename Each>
+  void for_each_region(int64_t image, const Each& each) const {
+    for (int64_t i = first(image); labels_ && i < offsets_[image + 1]; ++i)
+      if (labels_[i] == kRegion && is_valid(box(i))) each(box(i));
+  }
   // The same, once rank(image) has run.
   Objects ranked(int64_t image) const { return objects_.view(first(image), num_valid_[image]); }
 
  private:
+  Box box(int64_t i) const { return {boxes_[4 * i], boxes_[4 * i + 1], boxes_[4 * i + 2], boxes_[4 * i + 3]}; }
+
   const float* boxes_;
   const int64_t* labels_;
   std::vector<int64_t> offsets_;
@@ -85,6 +93,9 @@ class ObjectBatch {
 // FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
 void assign_original(const Grid& grid, const Objects& objects, int64_t num_objects, double center_radius,
                      int64_t* owner, int64_t* num_points);
+
+// Of the points without an object, those strictly inside a region are to be ignored.
+void ignore_points_inside(const Grid& grid, const Box& region, int64_t* owner);
 
 // For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
 // Holds the scratch space for one image at a time.

@@ -9,7 +9,7 @@ TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
     : num_points_(num_points),
       threshold_(max_objects + 1),
       contests_(max_objects),
-      heaps_(new ScoredPoint[num_points]) {}
+      heaps_(new_values<ScoredPoint>(num_points)) {}
 
 // An object keeps at most k points, and all objects together at most num_points: where the k's promise more
 // (min_points may), the points that stand for each object are counted first.
@@ -93,7 +93,7 @@ Tensor topk_per_object_cpu(const Tensor& scores, const Tensor& k, const Tensor& 
   Tensor owners = new_tensor(scores, {num_points}, ScalarType::Long);
   int64_t* const owner = owners.mutable_data_ptr<int64_t>();
   const float* const area = areas.const_data_ptr<float>();
-  std::vector<float> best_score(num_points);
+  const std::unique_ptr<float[]> best_score = new_values<float>(num_points);
   with_strided<2>(scores, [&](const auto& view) {
     constexpr int64_t kBlock = 256;
     const int64_t blocks = (num_points + kBlock - 1) / kBlock;
@@ -101,15 +101,13 @@ Tensor topk_per_object_cpu(const Tensor& scores, const Tensor& k, const Tensor& 
       const int64_t begin = block * kBlock, count = std::min(kBlock, num_points - begin);
       auto rows = view;
       rows.data += begin * view.stride[0];
-      compete(rows, count, num_objects, area, owner + begin, best_score.data() + begin);
+      compete(rows, count, num_objects, area, owner + begin, best_score.get() + begin);
     });
   });
-  TopPointSelector(num_points, num_objects).run(owner, best_score.data(), k.const_data_ptr<int64_t>(), num_objects);
+  TopPointSelector(num_points, num_objects).run(owner, best_score.get(), k.const_data_ptr<int64_t>(), num_objects);
   return owners;
 }
 
 }  // namespace mgassign::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) {
-  m.impl("topk_per_object", TORCH_BOX(&mgassign::cpu::topk_per_object_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("topk_per_object", MGASSIGN_OPERATOR(topk_per_object_cpu)); }

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
   while (l + 1 < p.levels.count && j >= p.levels.level[l + 1].first_point) ++l;
   const Level& level = p.levels.level[l];
   const uint32_t in_level = static_cast<uint32_t>(j - level.first_point), width = static_cast<uint32_t>(level.width);
-  const float x = level.coordinate(in_level % width), y = level.coordinate(in_level / width);
+  const float x = level.x.coordinate(in_level % width), y = level.y.coordinate(in_level / width);
   const Box box = object_box(p.gt_boxes, g);
   float score = 0.0f;
   if (is_valid(box) && strictly_inside(x, y, box)) {
@@ -43,10 +43,9 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
 
 }  // namespace
 
-Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, std::vector<int64_t> heights,
-                                 std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets,
-                                 std::vector<double> ranges, double sigma, bool level_gate) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, MGASSIGN_GRID_PARAMETERS, double sigma,
+                                 bool level_gate) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   check_probabilities(gt_boxes, probs, grid.num_points, sigma);
   const Queue queue(probs);
   const int64_t num_objects = gt_boxes.size(0), count = grid.num_points * num_objects;

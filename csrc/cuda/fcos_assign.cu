@@ -50,12 +50,9 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, std::optional<Tensor> gt_offsets,
-                                            std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
-                                            std::vector<int64_t> widths, std::vector<int64_t> strides,
-                                            std::vector<double> offsets, std::vector<double> ranges,
-                                            double center_radius) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
+std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, MGASSIGN_OBJECTS_PARAMETERS,
+                                            MGASSIGN_GRID_PARAMETERS, double center_radius) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   check_center_radius(center_radius);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
 

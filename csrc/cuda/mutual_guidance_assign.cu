@@ -23,19 +23,19 @@ struct Competition {
   ObjectRows objects;
   const float* gt_boxes;
   const int64_t* gt_labels;
-  bool padded;  // then label -1 is no object
   FloatView<3> pred_boxes, pred_logits;
   int64_t num_points, num_classes;
   float sigma;
-  bool level_gate, sigmoid;
-  int64_t min_points;
+  bool level_gate, inside, sigmoid;
+  float ignore_share;
   int warps_per_tile;
   // [B, P]
   int64_t *original, *cls, *loc;
+  float* iou;
   Standing by_box, by_class;  // Localize to Classify, Classify to Localize
   // [N]
   int32_t* num_original;
-  int64_t* least_points;  // min_points of the objects that take part
+  int64_t* takes_part;  // 1 for objects that do, 0 for padding, regions and boxes that are none
 };
 
 // Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
@@ -101,6 +101,26 @@ __device__ float amplified(const Competition& c, int64_t logits_of_point, const 
   return amplify(centerness_of(ratio_x, ratio_y), probability, c.sigma);
 }
 
+// Why a point is not background where nobody is chosen for it: it lies in a region, its predicted box does.
+enum : uint8_t { kPointInRegion = 1, kBoxInRegion = 2 };
+
+// Asked before the contests, whose loop has no registers to spare; regions are rare. All lanes call it.
+__device__ uint8_t regions_around(const Competition& c, const ObjectRows::Rows& rows, int32_t first, const Place& place,
+                                  const Box& predicted, int lane) {
+  uint8_t found = 0;
+  for (int32_t base = first; base < rows.count; base += c.warps_per_tile * kWarp) {
+    const int32_t mine = base + lane;
+    unsigned regions = __ballot_sync(kAllLanes, mine < rows.count && c.gt_labels[rows.first + mine] == kRegion);
+    for (; regions; regions &= regions - 1) {
+      const Box region = object_box(c.gt_boxes, rows.first + base + __ffs(regions) - 1);
+      if (!is_valid(region)) continue;
+      if (strictly_inside(place.x, place.y, region)) found |= kPointInRegion;
+      if (share_inside(predicted, region) >= c.ignore_share) found |= kBoxInRegion;
+    }
+  }
+  return found;
+}
+
 // Lanes of the same owner count themselves together. All lanes call it.
 __device__ void count_standing(int32_t* count, int32_t owner, int lane) {
   const unsigned alike = __match_any_sync(kAllLanes, owner);
@@ -121,6 +141,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   enum { kByBox, kByClass, kOriginal, kContests };
   __shared__ Object objects[kWarps][kWarp];
   __shared__ Champion found[kContests][kWarps][kWarp];
+  __shared__ uint8_t ignored[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int part = warp % c.warps_per_tile;
   const int64_t image = c.objects.first_image + blockIdx.y;
@@ -141,6 +162,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   float doubt = __ballot_sync(kAllLanes, predicts && is_huge(predicted_area)) ? kInfinity : kDoubt;
   BestFit best_fit;
   Champion champion[kContests];
+  ignored[warp][lane] = regions_around(c, rows, part * kWarp, place, predicted, lane);
   for (int32_t base = part * kWarp; base < rows.count; base += c.warps_per_tile * kWarp) {
     Object mine{{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, base + lane, -1};
     bool takes_part = false;
@@ -150,8 +172,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       mine.box = object_box(c.gt_boxes, row);
       mine.area = area_of(mine.box);
       mine.label = label >= 0 && label < c.num_classes ? static_cast<int32_t>(label) : -1;
-      takes_part = is_valid(mine.box) && !(c.padded && label == -1);
-      if (tile == 0) c.least_points[row] = takes_part ? c.min_points : 0;
+      // On a GPU nobody tells labels that are no class: they take part with probability 0.
+      takes_part = is_valid(mine.box) && label != kPadding && label != kRegion;
+      if (tile == 0) c.takes_part[row] = takes_part;
     }
 
     if (__ballot_sync(kAllLanes, takes_part && is_huge(mine.area))) doubt = kInfinity;
@@ -159,7 +182,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const int overlapping = gather(objects[warp], mine, may_overlap, lane);
     for (int i = 0; i < overlapping; ++i) {
       const Object object = objects[warp][i];
-      best_fit.meet(overlap_of(predicted, predicted_area, object.box, object.area), object, doubt);
+      Overlap overlap = overlap_of(predicted, predicted_area, object.box, object.area);
+      if (c.inside && !strictly_inside(place.x, place.y, object.box)) overlap.intersection = 0.0f;
+      best_fit.meet(overlap, object, doubt);
     }
 
     const bool right_size = level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
@@ -172,22 +197,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
   champion[kByBox] = best_fit.champion();
-
   if (c.warps_per_tile > 1) {  // the first of a tile's warps puts their findings together
     for (int contest = 0; contest < kContests; ++contest) found[contest][warp][lane] = champion[contest];
     __syncthreads();
     if (part) return;
-    for (int other = warp + 1; other < warp + c.warps_per_tile; ++other)
+    for (int other = warp + 1; other < warp + c.warps_per_tile; ++other) {
+      ignored[warp][lane] |= ignored[other][lane];
       for (int contest = 0; contest < kContests; ++contest) {
         const Champion& theirs = found[contest][other][lane];
         champion[contest].meet(theirs.score, theirs.area, theirs.index);
       }
+    }
   }
 
   const int64_t at = image * c.num_points + place.point;
   if (place.exists) {
-    c.original[at] = champion[kOriginal].index;
-    c.cls[at] = c.loc[at] = -1;
+    // What nobody is chosen for; selection overwrites it.
+    const int64_t rest = ignored[warp][lane] & kPointInRegion ? kIgnored : kBackground;
+    c.original[at] = champion[kOriginal].index >= 0 ? champion[kOriginal].index : rest;
+    c.cls[at] = ignored[warp][lane] & kBoxInRegion ? kIgnored : kBackground;
+    c.loc[at] = rest;
+    c.iou[at] = 0.0f;
     if (champion[kOriginal].index >= 0) atomicAdd(&c.num_original[rows.first + champion[kOriginal].index], 1);
   }
   write_standing(c.by_box, at, rows.first, place.exists, champion[kByBox], lane);
@@ -205,23 +235,29 @@ int warps_per_tile(int64_t tiles, int64_t objects_per_image) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
     const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
-    std::optional<Tensor> gt_offsets, std::optional<std::vector<int64_t>> gt_counts, std::vector<int64_t> heights,
-    std::vector<int64_t> widths, std::vector<int64_t> strides, std::vector<double> offsets, std::vector<double> ranges,
-    double center_radius, double sigma, bool level_gate, int64_t min_points, int64_t activation) {
-  const Grid grid = make_grid(heights, widths, strides, offsets, ranges);
-  check_settings(center_radius, sigma, min_points, activation);
+    MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, std::optional<Tensor> wanted, double center_radius,
+    double sigma, bool level_gate, int64_t min_points, int64_t max_points, bool inside, double ignore_share,
+    int64_t activation) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
+  const Quota quota(min_points, max_points, grid.num_points);
+  check_center_radius(center_radius);
+  check_sigma(sigma);
+  check_ignore_share(ignore_share);
+  check_activation(activation);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
   check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
+  if (wanted) check_property(*wanted, gt_boxes, "wanted");
   check(pred_logits.size(2) <= std::numeric_limits<int32_t>::max(), "pred_logits: expected fewer than 2^31 classes");
 
   const Queue queue(gt_boxes);
   const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
   Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
+  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor counts = new_tensor(gt_boxes, {num_objects}, ScalarType::Long);
-  if (num_images == 0) return {cls, loc, original, counts};
+  if (num_images == 0) return {cls, loc, original, counts, iou};
 
   // One workspace: 32 bytes per point, 12 per object, 8 per image.
   const int64_t all_points = num_images * num_points;
@@ -240,19 +276,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                           {},
                           gt_boxes.const_data_ptr<float>(),
                           gt_labels.const_data_ptr<int64_t>(),
-                          batch.padded(),
                           FloatView<3>(pred_boxes),
                           FloatView<3>(pred_logits),
                           num_points,
                           pred_logits.size(2),
                           static_cast<float>(sigma),
                           level_gate,
+                          inside,
                           activation == 1,
-                          min_points,
+                          static_cast<float>(ignore_share),
                           warps_per_tile(num_images * tiles_of(grid), num_objects / num_images),
                           original.mutable_data_ptr<int64_t>(),
                           cls.mutable_data_ptr<int64_t>(),
                           loc.mutable_data_ptr<int64_t>(),
+                          iou.mutable_data_ptr<float>(),
                           {owners, scores, num_standing},
                           {owners + all_points, scores + all_points, num_standing + num_objects},
                           num_original,
@@ -267,15 +304,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                    {num_points,
                     {competition.by_box, competition.by_class},
                     {competition.cls, competition.loc},
+                    competition.iou,
                     {segments, segments + all_points},
                     filled,
-                    nullptr,
+                    wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
                     num_original,
-                    min_points,
-                    competition.least_points,
+                    quota,
+                    competition.takes_part,
                     num_images},
                    batch, 2);
-  return {cls, loc, original, counts};
+  return {cls, loc, original, counts, iou};
 }
 
 }  // namespace mgassign::cuda

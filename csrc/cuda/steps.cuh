@@ -45,19 +45,20 @@ class ObjectBatch {
  public:
   ObjectBatch(const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
               const std::optional<std::vector<int64_t>>& gt_counts)
-      : num_images_(check_objects(gt_boxes, gt_offsets, gt_counts)), padded_(!gt_offsets && !gt_counts) {
+      : num_images_(check_objects(gt_boxes, gt_offsets, gt_counts)) {
+    const bool padded = !gt_offsets && !gt_counts;
     rows_.num_rows = gt_boxes.numel() / 4;
     rows_.offsets = gt_offsets ? gt_offsets->const_data_ptr<int64_t>() : nullptr;
-    rows_.per_image = padded_ ? gt_boxes.size(1) : 0;
+    rows_.per_image = padded ? gt_boxes.size(1) : 0;
     rows_.listed = gt_counts.has_value();
-    if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes);
-    check(!padded_ || rows_.per_image <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31");
-    largest_image_ = padded_ ? rows_.per_image : (gt_counts ? 0 : rows_.num_rows);
+    if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes, true);
+    check(!padded || rows_.per_image <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31");
+    largest_image_ = padded ? rows_.per_image : (gt_counts ? 0 : rows_.num_rows);
     for (size_t b = 1; b < listed_.size(); ++b) largest_image_ = std::max(largest_image_, listed_[b] - listed_[b - 1]);
   }
 
   // One image of so many objects.
-  explicit ObjectBatch(int64_t num_objects) : num_images_(1), padded_(true), largest_image_(num_objects) {
+  explicit ObjectBatch(int64_t num_objects) : num_images_(1), largest_image_(num_objects) {
     rows_.num_rows = rows_.per_image = num_objects;
   }
 
@@ -65,8 +66,6 @@ class ObjectBatch {
   int64_t num_objects() const { return rows_.num_rows; }
   // At least as many objects as any image has.
   int64_t largest_image() const { return largest_image_; }
-  bool padded() const { return padded_; }
-
   // Calls body(rows, first image, number of images) for each launch that the batch needs.
   template <typename Body>
   void for_each_launch(const Body& body) const {
@@ -82,7 +81,6 @@ class ObjectBatch {
 
  private:
   int64_t num_images_;
-  bool padded_;
   ObjectRows rows_ = {};
   std::vector<int64_t> listed_;
   int64_t largest_image_;
@@ -106,7 +104,7 @@ inline int64_t tiles_of(const Grid& grid) {
 struct Place {
   bool exists;  // tiles overhang the level's edges
   int level;
-  int64_t point;  // of the image
+  int32_t point;  // of the image
   float x, y;
   Box tile;  // from the first point to the last; none overlap it where there is no tile
 };
@@ -128,11 +126,11 @@ __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) 
     const uint32_t last_column = (first_column + kTileColumns < width ? first_column + kTileColumns : width) - 1;
     return {row <= last_row && column <= last_column,
             i,
-            level.first_point + row * level.width + column,
-            level.coordinate(column),
-            level.coordinate(row),
-            {level.coordinate(first_column), level.coordinate(first_row), level.coordinate(last_column),
-             level.coordinate(last_row)}};
+            static_cast<int32_t>(level.first_point + row * width + column),
+            level.x.coordinate(column),
+            level.y.coordinate(row),
+            {level.x.coordinate(first_column), level.y.coordinate(first_row), level.x.coordinate(last_column),
+             level.y.coordinate(last_row)}};
   }
   return {false, 0, 0, 0.0f, 0.0f, {kInfinity, kInfinity, -kInfinity, -kInfinity}};
 }
@@ -220,17 +218,18 @@ struct Standing {
   int32_t* count;
 };
 
-// Selection: each object keeps its best points. `chosen` holds -1 everywhere and gets the objects' indices.
+// Selection: each object keeps its best points. `chosen` holds negative numbers and gets the objects' indices.
 struct Selection {
   int64_t num_points;
-  Standing standing[2];   // a task each
-  int64_t* chosen[2];     // [B, P]
-  int64_t* segments[2];   // [B, P]: the points of each object, together
-  int32_t* filled;        // [tasks, B], zeros: how much of an image's segments is given away
-  const int64_t* k;       // [N]: how many points an object keeps; or, where null,
-  const int32_t* wanted;  // [N]: as many as here
-  int64_t min_points;     // and at least this
-  int64_t* allowed;       // [N]: told here; comes with the least that each object may have
+  Standing standing[2];     // a task each
+  int64_t* chosen[2];       // [B, P]
+  float* iou;               // [B, P], zeros, gets the chosen points' scores of the first task; or null
+  int64_t* segments[2];     // [B, P]: the points of each object, together
+  int32_t* filled;          // [tasks, B], zeros: how much of an image's segments is given away
+  const int64_t* k;         // [N]: how many points an object is to keep; or, where null,
+  const int32_t* original;  // [N]: as many as here
+  Quota quota;              // within these bounds
+  int64_t* allowed;         // [N]: told here, or null; comes with 1 for objects that take part, 0 for others
   int64_t num_images;
   // What launch_selection() adds.
   int objects_per_block = 0;

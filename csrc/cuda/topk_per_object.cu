@@ -27,6 +27,10 @@ __device__ uint64_t rank_key(float score, uint32_t point) {
   return static_cast<uint64_t>(bits_of(score)) << 32 | (0xffffffffu - point);
 }
 __device__ int64_t point_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
+__device__ float score_of(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
+
+// How many points an object may keep.
+__device__ int64_t quota_of(const Selection& s, int64_t row) { return s.quota.of(s.k ? s.k[row] : s.original[row]); }
 
 __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
   int32_t sum = value;
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
       group.begin[lane] = group.end[lane] = __shfl_sync(kAllLanes, start, kWarp - 1) + before;
       if (task == 0 && s.allowed && exists) {
         const int64_t row = rows.first + mine;
-        if (s.wanted[row] > s.allowed[row]) s.allowed[row] = s.wanted[row];
+        s.allowed[row] = s.allowed[row] ? quota_of(s, row) : 0;
       }
     }
     __syncthreads();
@@ -136,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
       int64_t k = 0;
       if (exists) {
         const int64_t row = rows.first + mine;
-        k = s.k ? s.k[row] : (s.wanted[row] > s.min_points ? s.wanted[row] : s.min_points);
+        k = quota_of(s, row);
       }
       const int32_t all = static_cast<int32_t>(num_points);
       const int32_t end = group.end[lane] < all ? group.end[lane] : all;
@@ -171,7 +175,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
         group, num_runs, [](int) { return true; },
         [&](int object, int32_t i) {
           const uint64_t key = segments[i];
-          if (key >= group.least[object]) s.chosen[task][first_point + point_of(key)] = first + object;
+          if (key < group.least[object]) return;
+          const int64_t at = first_point + point_of(key);
+          s.chosen[task][at] = first + object;
+          if (task == 0 && s.iou) s.iou[at] = score_of(key);
         });
     __syncthreads();  // before the next group lays out its segments
   }
@@ -201,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) topk_compete_kernel(const __grid_con
     champion.meet(c.scores.at(j * c.scores.stride[0] + g * c.scores.stride[1]), c.areas[g], static_cast<int32_t>(g));
   for (int step = kWarp / 2; step > 0; step /= 2) meet_from(champion, champion, step);
   if (lane == 0) {
-    c.chosen[j] = -1;
+    c.chosen[j] = kBackground;
     c.standing.owner[j] = champion.index;
     c.standing.score[j] = champion.score;
     if (champion.index >= 0) atomicAdd(&c.standing.count[champion.index], 1);
@@ -248,10 +255,19 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   const Competition competition{
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
   queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
-  launch_selection(
-      queue,
-      {num_points, {standing}, {chosen}, {segments}, filled, k.const_data_ptr<int64_t>(), nullptr, 0, nullptr, 1},
-      ObjectBatch(num_objects), 1);
+  launch_selection(queue,
+                   {num_points,
+                    {standing},
+                    {chosen},
+                    nullptr,
+                    {segments},
+                    filled,
+                    k.const_data_ptr<int64_t>(),
+                    nullptr,
+                    Quota(0, num_points, num_points),
+                    nullptr,
+                    1},
+                   ObjectBatch(num_objects), 1);
   return owners;
 }
 

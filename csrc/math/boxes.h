@@ -40,6 +40,12 @@ MGASSIGN_HD float iou_of(const Box& a, float area_a, const Box& b, float area_b)
   return overlap_of(a, area_a, b, area_b).iou();
 }
 
+// How much of a valid box lies inside a valid region; NaN or 0 where areas overflow or underflow float32.
+MGASSIGN_HD float share_inside(const Box& box, const Box& region) {
+  const float area = area_of(box);
+  return overlap_of(box, area, region, area).intersection / area;
+}
+
 // How the iou() of an overlap compares with that of the best one so far, told by products instead of divisions.
 struct Comparison {
   float intersection, lead, margin;

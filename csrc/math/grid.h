@@ -5,13 +5,20 @@
 
 namespace mgassign {
 
+// Where the rows (or columns) of a level lie, in pixels.
+struct Axis {
+  float spacing, offset;
+
+  MGASSIGN_HD float coordinate(int64_t k) const { return static_cast<float>(k) * spacing + offset; }
+};
+
 struct Level {
   int64_t height, width;
   int64_t first_point;  // of this level, within the image
-  float stride, offset;
+  float stride;         // the unit of centre sampling; points lie apart as the axes say
+  Axis y, x;
   float lo, hi;  // range of max(l, t, r, b) this level is made for, both ends inclusive
 
-  MGASSIGN_HD float coordinate(int64_t k) const { return static_cast<float>(k) * stride + offset; }
   MGASSIGN_HD bool accepts(float longest) const { return lo <= longest && longest <= hi; }
 
   // Exact, not an estimate: a point strictly inside a box sees max(l, t, r, b) between half the box's
@@ -28,18 +35,18 @@ struct Span {
 
 // The rows (or columns), of `count`, whose coordinate lies strictly between low and high.
 // The estimate by division may be one off; the comparisons that define "strictly inside" have the last word.
-MGASSIGN_HD Span strictly_between(const Level& level, int64_t count, float low, float high) {
+MGASSIGN_HD Span strictly_between(const Axis& axis, int64_t count, float low, float high) {
   const float last = static_cast<float>(count);
-  const float from = (low - level.offset) / level.stride;
+  const float from = (low - axis.offset) / axis.spacing;
   int64_t begin = from > 0.0f ? (from < last ? static_cast<int64_t>(from) : count) : 0;
-  while (begin > 0 && level.coordinate(begin - 1) > low) --begin;
-  while (begin < count && !(level.coordinate(begin) > low)) ++begin;
+  while (begin > 0 && axis.coordinate(begin - 1) > low) --begin;
+  while (begin < count && !(axis.coordinate(begin) > low)) ++begin;
 
-  const float to = (high - level.offset) / level.stride;
+  const float to = (high - axis.offset) / axis.spacing;
   int64_t end = to > 0.0f ? (to < last ? static_cast<int64_t>(to) : count) : 0;
   if (end < begin) end = begin;
-  while (end < count && level.coordinate(end) < high) ++end;
-  while (end > begin && !(level.coordinate(end - 1) < high)) --end;
+  while (end < count && axis.coordinate(end) < high) ++end;
+  while (end > begin && !(axis.coordinate(end - 1) < high)) --end;
   return {begin, end};
 }
 

@@ -27,10 +27,6 @@ float first_decrease(float begin, float end, Function f) {
   return std::numeric_limits<float>::quiet_NaN();
 }
 
-Level level_of(int64_t count, float stride, float offset, float lo, float hi) {
-  return {count, count, 0, stride, offset, lo, hi};
-}
-
 }  // namespace
 
 PYBIND11_MODULE(mgassign_math, m) {
@@ -61,12 +57,12 @@ PYBIND11_MODULE(mgassign_math, m) {
   m.def("exp_first_decrease", [](float begin, float end) { return first_decrease(begin, end, exp_f32); });
   m.def("log_first_decrease", [](float begin, float end) { return first_decrease(begin, end, log_f32); });
 
-  m.def("strictly_between", [](int64_t count, float stride, float offset, float low, float high) {
-    const Span span = strictly_between(level_of(count, stride, offset, 0, 0), count, low, high);
+  m.def("strictly_between", [](int64_t count, float spacing, float offset, float low, float high) {
+    const Span span = strictly_between({spacing, offset}, count, low, high);
     return py::make_tuple(span.begin, span.end);
   });
   m.def("may_accept_inside", [](float lo, float hi, float width, float height) {
-    return level_of(0, 1, 0, lo, hi).may_accept_inside(width, height);
+    return Level{0, 0, 0, 1, {1, 0}, {1, 0}, lo, hi}.may_accept_inside(width, height);
   });
   m.def("smaller_object", &smaller_object);
   m.def("ranks_before", [](float score_a, int32_t point_a, float score_b, int32_t point_b) {

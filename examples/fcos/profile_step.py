@@ -43,8 +43,10 @@ def assign_by_reference(
                 grid, pred_boxes[image].detach(), pred_logits[image].detach(), *objects, **settings
             )
         )
-    cls, loc, original, num_points = zip(*images, strict=True)
-    return Assignment(torch.stack(cls), torch.stack(loc), torch.stack(original), torch.cat(num_points))
+    cls, loc, original, num_points, iou = zip(*images, strict=True)
+    return Assignment(
+        torch.stack(cls), torch.stack(loc), torch.stack(original), torch.cat(num_points), torch.stack(iou)
+    )
 
 
 def _batches(dataset: TrainingSet, settings: argparse.Namespace) -> Iterator[Batch]:

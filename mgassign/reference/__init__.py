@@ -12,6 +12,8 @@ from .mutual_guidance import (
     fcos_assign,
     mutual_guidance_assign,
     on_own_level,
+    shares_inside,
+    strictly_inside,
     topk_per_object,
     valid_boxes,
 )
@@ -24,6 +26,8 @@ __all__ = [
     "fcos_assign",
     "mutual_guidance_assign",
     "on_own_level",
+    "shares_inside",
+    "strictly_inside",
     "topk_per_object",
     "valid_boxes",
 ]

@@ -32,22 +32,37 @@ def distances(grid: PointGrid, gt_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
     return x - x1, y - y1, x2 - x, y2 - y
 
 
+def strictly_inside(grid: PointGrid, gt_boxes: Tensor) -> Tensor:
+    """Which points lie inside which boxes, not on their sides: bool [P, G]."""
+    return torch.stack(distances(grid, gt_boxes)).amin(0) > 0
+
+
 def on_own_level(grid: PointGrid, gt_boxes: Tensor) -> Tensor:
     """FCOS's level rule: is max(l, t, r, b) in the range of the point's level? bool [P, G]."""
     longest = torch.stack(distances(grid, gt_boxes)).amax(0)
-    ranges = torch.tensor(grid.ranges, device=gt_boxes.device)
+    ranges = torch.tensor(grid.ranges, dtype=torch.float32, device=gt_boxes.device)
     lo, hi = ranges.repeat_interleave(torch.tensor(grid.points_per_level, device=gt_boxes.device), dim=0)[
         :, :, None
     ].unbind(1)
     return (lo <= longest) & (longest <= hi)
 
 
+def intersections(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """What pairs of boxes have in common, [P, 4] and [G, 4] -> [P, G] in square pixels."""
+    upper_left = torch.maximum(boxes[:, None, :2], gt_boxes[:, :2])
+    lower_right = torch.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
+    return (lower_right - upper_left).clamp(min=0).prod(-1)
+
+
+def shares_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """How much of each box lies inside each region, [P, 4] and [R, 4] -> [P, R]; NaN or 0 for boxes that are none."""
+    return torch.where(valid_boxes(boxes)[:, None], intersections(boxes, regions) / box_areas(boxes)[:, None], 0.0)
+
+
 def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Intersection over union, [P, 4] and [G, 4] -> [P, G]; 0 for boxes that are none."""
     boxes, gt_boxes = boxes.float(), gt_boxes.float()
-    upper_left = torch.maximum(boxes[:, None, :2], gt_boxes[:, :2])
-    lower_right = torch.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
-    intersection = (lower_right - upper_left).clamp(min=0).prod(-1)
+    intersection = intersections(boxes, gt_boxes)
     iou = intersection / (box_areas(boxes)[:, None] + box_areas(gt_boxes) - intersection)
     overlapping = valid_boxes(boxes)[:, None] & valid_boxes(gt_boxes) & (iou > 0)
     return torch.where(overlapping, iou, 0.0)
@@ -59,7 +74,7 @@ def amplified_centerness(
     """Centerness c amplified by the score p: c ^ ((sigma - p) / sigma), [G, 4] and [P, G] -> [P, G]."""
     gt_boxes, probs = gt_boxes.float(), probs.float()
     left, top, right, bottom = distances(grid, gt_boxes)
-    inside = torch.stack([left, top, right, bottom]).amin(0) > 0
+    inside = strictly_inside(grid, gt_boxes)
     horizontal = torch.minimum(left, right) / torch.maximum(left, right)
     vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom)
     centerness = torch.sqrt(torch.where(inside, horizontal * vertical, 0.0))
@@ -99,7 +114,7 @@ def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -
     if center_radius > 0:
         per_level = [center_radius * s for s in grid.strides]
         counts = torch.tensor(grid.points_per_level, device=gt_boxes.device)
-        reach = torch.tensor(per_level, device=gt_boxes.device).repeat_interleave(counts)[:, None]
+        reach = torch.tensor(per_level, dtype=torch.float32, device=gt_boxes.device).repeat_interleave(counts)[:, None]
         cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
         x1, x2 = torch.maximum(cx - reach, x1), torch.minimum(cx + reach, x2)
         y1, y2 = torch.maximum(cy - reach, y1), torch.minimum(cy + reach, y2)
@@ -128,19 +143,41 @@ def mutual_guidance_assign(
     sigma: float = 2.0,
     level_gate: bool = True,
     min_points: int = 0,
+    num_points: int | Tensor | None = None,
+    inside: bool = False,
+    ignore_share: float = 0.5,
     activation: str = "sigmoid",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mutual Guidance for one image: cls, loc, original, num_points."""
-    gt_boxes = gt_boxes.float()
-    original, num_points = fcos_assign(grid, gt_boxes, center_radius)
-    num_points = torch.where(valid_boxes(gt_boxes), num_points.clamp(min=min_points), 0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mutual Guidance for one image: cls, loc, original, num_points, iou."""
+    pred_boxes, gt_boxes = pred_boxes.float(), gt_boxes.float()
+    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
+    gt_boxes = torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)  # padding and regions get no points
     areas = box_areas(gt_boxes)
 
+    original, wanted = fcos_assign(grid, gt_boxes, center_radius)
+    if num_points is not None:
+        wanted = torch.as_tensor(num_points).to(wanted).expand_as(wanted)
+    wanted = wanted.clamp(min=min_points).clamp(max=grid.num_points)
+    wanted = torch.where(valid_boxes(gt_boxes), wanted, 0)
+
     # Localize to Classify: positive for classification where the predicted box is good.
-    cls = topk_per_object(box_iou(pred_boxes, gt_boxes), num_points, areas)
+    overlaps = box_iou(pred_boxes, gt_boxes)
+    if inside:
+        overlaps = torch.where(strictly_inside(grid, gt_boxes), overlaps, 0.0)
+    cls = topk_per_object(overlaps, wanted, areas)
+    iou = torch.zeros(grid.num_points, device=cls.device, dtype=torch.float32)
+    if len(gt_boxes):
+        iou = torch.where(cls >= 0, overlaps.gather(1, cls.clamp(min=0)[:, None])[:, 0], 0.0)
 
     # Classify to Localize: positive for localization where the score of the object's class is good.
-    logits = pred_logits[:, gt_labels].float()
+    logits = pred_logits[:, gt_labels.clamp(min=0)].float()
     probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
-    loc = topk_per_object(amplified_centerness(grid, gt_boxes, probs, sigma, level_gate), num_points, areas)
-    return cls, loc, original, num_points
+    loc = topk_per_object(amplified_centerness(grid, gt_boxes, probs, sigma, level_gate), wanted, areas)
+
+    # What is nobody's in a region is no background either.
+    in_region = strictly_inside(grid, regions).any(1)
+    predicted_in_region = (shares_inside(pred_boxes, regions) >= ignore_share).any(1)
+    cls = torch.where((cls < 0) & predicted_in_region, -2, cls)
+    loc = torch.where((loc < 0) & in_region, -2, loc)
+    original = torch.where((original < 0) & in_region, -2, original)
+    return cls, loc, original, wanted, iou

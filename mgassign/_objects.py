@@ -1,0 +1,137 @@
+"""Ground truth in the three forms that detectors keep it in, as the operators take it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Objects: TypeAlias = Sequence[Tensor] | Tensor
+
+#: The label of a region whose points are nobody's and no background either: crowd, difficult, don't care.
+IGNORE = -2
+
+
+class Packed(NamedTuple):
+    """A property of the objects: one tensor, and how it falls into images."""
+
+    values: Tensor  # float32 or int64, contiguous: padded [B, G, ...], otherwise [N, ...]
+    offsets: Tensor | None  # of the jagged form
+    counts: list[int] | None  # of a list
+    num_images: int
+
+
+def lists_run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """An assigner that torch.compile leaves to eager mode where objects come as lists.
+
+    It would compile anew for each image that has no object or one, and soon give up. With ``fullgraph=True`` it says so.
+    """
+    eagerly: Callable[P, R] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        function,
+        reason="mgassign: a list of objects makes a graph break; with fullgraph=True give padded or jagged tensors",
+    )
+
+    @functools.wraps(function)
+    def assign(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling() and any(
+            isinstance(a, (list, tuple)) for a in (*args, *kwargs.values())
+        ):
+            return eagerly(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return assign
+
+
+def pack_objects(gt_boxes: Objects, gt_labels: Objects, like: Tensor | None = None) -> tuple[Packed, Packed]:
+    """Boxes and labels, which must agree image by image."""
+    boxes = pack_boxes(gt_boxes, like)
+    labels = pack("gt_labels", gt_labels, _checks.INTEGER, (), boxes.values if like is None else like)
+    _check_match("gt_labels", labels, boxes)
+    return boxes, labels
+
+
+def pack_boxes(gt_boxes: Objects, like: Tensor | None = None) -> Packed:
+    return pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,), like)
+
+
+def pack_counts(name: str, counts: Any, boxes: Packed) -> Tensor:
+    """How many points each object is wanted to have, as int64 of the labels' shape.
+
+    Given in the boxes' form, or as one tensor [N], the objects of the images one after the other.
+    """
+    if isinstance(counts, Tensor) and counts.dim() == 1 and not counts.is_nested:
+        _checks.tensor(name, counts, dtypes=_checks.INTEGER, like=boxes.values)
+        _checks.shape(name, counts, (boxes.values.numel() // 4,))
+        return _dense(counts, torch.int64).view(boxes.values.shape[:-1])
+    packed = pack(name, counts, _checks.INTEGER, (), boxes.values)
+    _check_match(name, packed, boxes)
+    return packed.values
+
+
+def pack(
+    name: str, objects: Objects, dtypes: tuple[torch.dtype, ...], tail: tuple[int, ...], like: Tensor | None
+) -> Packed:
+    dtype = torch.float32 if torch.float32 in dtypes else torch.int64
+    if isinstance(objects, Tensor):
+        _checks.tensor(name, objects, dtypes=dtypes, like=like)
+        if objects.is_nested and objects.layout != torch.jagged:
+            raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
+        # Of a jagged tensor too: its images must differ in the second dimension, where their objects lie.
+        _checks.shape(name, objects, ("B", "G", *tail))
+        if not objects.is_nested:
+            return Packed(_dense(objects, dtype), None, None, objects.shape[0])
+        jagged: Any = objects  # whose methods torch's annotations do not know
+        if jagged.lengths() is not None:  # holes between the images
+            jagged = jagged.contiguous()
+        values, offsets = jagged.values(), jagged.offsets()
+        _checks.shape(f"{name}.values()", values, ("N", *tail))
+        return Packed(_dense(values, dtype), _dense(offsets, torch.int64), None, offsets.shape[0] - 1)
+
+    if not isinstance(objects, (list, tuple)):
+        raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
+    if not objects:
+        return Packed(torch.empty((0, *tail), dtype=dtype, device=None if like is None else like.device), None, [], 0)
+    if like is None:
+        like = objects[0]
+    counts = []
+    for b, of_image in enumerate(objects):
+        # The names are only made where there is something to say: this runs for every image of every step.
+        if not (type(of_image) is Tensor and of_image.dtype in dtypes and of_image.shape[1:] == tail):
+            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
+            _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
+        if of_image.device != like.device:
+            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
+        counts.append(of_image.shape[0])
+    values = objects[0] if len(objects) == 1 else torch.cat(objects)
+    return Packed(_dense(values, dtype), None, counts, len(counts))
+
+
+def _dense(values: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asked before, because .to() takes a microsecond to find that there is nothing to do.
+    return (values if values.dtype == dtype else values.to(dtype)).contiguous()
+
+
+def _check_match(name: str, values: Packed, boxes: Packed) -> None:
+    """A property in the form of the boxes, one for each box of each image."""
+    if (boxes.counts is None) != (values.counts is None) or (boxes.offsets is None) != (values.offsets is None):
+        raise ValueError(f"{name}: expected the form of gt_boxes (list, padded or jagged), got another")
+    if boxes.counts != values.counts:
+        raise ValueError(f"{name}: expected as many as boxes in each image, {boxes.counts}, got {values.counts}")
+    if values.values.shape != boxes.values.shape[:-1]:
+        expected, got = list(boxes.values.shape[:-1]), list(values.values.shape)
+        raise ValueError(f"{name}: expected one per box, shape {expected}, got {got}")
+    # On a GPU, or while compiling, nobody can look at offsets without waiting for them.
+    offsets = values.offsets
+    if offsets is None or boxes.offsets is None or offsets is boxes.offsets or torch.compiler.is_compiling():
+        return
+    if offsets.device.type == "cpu" and not torch.equal(offsets, boxes.offsets):
+        expected, got = boxes.offsets.diff().tolist(), offsets.diff().tolist()
+        raise ValueError(f"{name}: expected as many as boxes in each image, {expected}, got {got}")
