@@ -203,10 +203,35 @@ class PointGrid:
         Raises:
             ValueError: if the shape is not [..., P, 4].
         """
-        if ltrb.dim() < 2 or ltrb.shape[-1] != 4 or ltrb.shape[-2] != self.num_points:
-            raise ValueError(f"ltrb: expected shape [..., {self.num_points}, 4], got {list(ltrb.shape)}")
+        self._check_per_point("ltrb", ltrb)
         points, ltrb = self.points(ltrb.device), ltrb.float()
         return torch.cat([points - ltrb[..., :2], points + ltrb[..., 2:]], dim=-1)
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """FCOS distances from each point to the sides of its box: what :meth:`decode` undoes.
+
+        Args:
+            boxes: A box for each point, xyxy in pixels, floating point [..., P, 4]: ``take(found.loc, gt_boxes)``.
+
+        Returns:
+            ltrb in pixels, float32 [..., P, 4] whatever the boxes' dtype; below 0 where a point is outside of its box.
+            Divide by :meth:`point_strides` where the network predicts in units of the stride. Differentiable.
+
+        Raises:
+            ValueError: if the shape is not [..., P, 4].
+
+        >>> grid = PointGrid.for_image((8, 16), strides=(8,))
+        >>> grid.encode(torch.tensor([[0.0, 0, 12, 8], [0, 0, 12, 8]]))
+        tensor([[ 4.,  4.,  8.,  4.],
+                [12.,  4.,  0.,  4.]])
+        """
+        self._check_per_point("boxes", boxes)
+        points, boxes = self.points(boxes.device), boxes.float()
+        return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+    def _check_per_point(self, name: str, value: Tensor) -> None:
+        if value.dim() < 2 or value.shape[-1] != 4 or value.shape[-2] != self.num_points:
+            raise ValueError(f"{name}: expected shape [..., {self.num_points}, 4], got {list(value.shape)}")
 
 
 def _sequence(name: str, values: Any) -> tuple[Any, ...]:

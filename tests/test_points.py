@@ -212,6 +212,26 @@ def test_decode_is_differentiable_and_float32():
     assert half[-1].tolist() == [1275, 3, 1277, 5]
 
 
+def test_encode_undoes_decode():
+    grid = PointGrid.from_features([(3, 4), (2, 2)], strides=(8, 16), spacing=[(7, 9), (15, 17)], offset=(1, 2.5))
+    ltrb = torch.randint(-40, 40, (2, grid.num_points, 4)).float()
+    assert torch.equal(grid.encode(grid.decode(ltrb)), ltrb)
+    boxes = torch.zeros(grid.num_points, 4, dtype=torch.bfloat16, requires_grad=True)
+    found = grid.encode(boxes)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.cat([grid.points(), -grid.points()], 1))
+    found.sum().backward()
+    assert boxes.grad[0].tolist() == [-1, -1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["decode", "encode"])
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 4, 5), (4, 2)])
+def test_a_box_for_each_point(name, shape):
+    grid = PointGrid.for_image((16, 16), strides=(8,))
+    with pytest.raises(ValueError, match=r"(ltrb|boxes): expected shape \[..., 4, 4\], got \["):
+        getattr(grid, name)(torch.zeros(shape))
+
+
 def test_no_levels_of_points():
     grid = PointGrid.from_features([(0, 5)], strides=(8,))
     assert grid.points().shape == (0, 2)
