@@ -31,7 +31,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test lint bench math wheel sdist test-wheel test-versions test-compilers cuda-toolkit clean FORCE
+.PHONY: help demo train test test-detectors lint bench math wheel sdist test-wheel test-versions test-compilers cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -49,6 +49,20 @@ train: $(library)  ## train FCOS on drawn images with both strategies: runs/quic
 
 test: $(library) math  ## run the tests
 	@.venv/bin/python -m pytest $(ARGS)
+
+# The projects beside .venv, not in it: they bring other versions of what the project pins, and licences of their own.
+projects := build/projects/bin/python
+test-detectors: $(library) $(projects)  ## run the heads of examples/detectors in every project of benchmarks/peers
+	@$(projects) -m pytest tests/test_detectors.py $(ARGS)
+
+pip_into_projects := .venv/bin/pip --python build/projects/bin/python install -qq
+$(projects): benchmarks/peers/requirements.txt | $(installed)
+	@echo "Installing the projects into build/projects (some minutes)"
+	@rm -rf build/projects && .venv/bin/python -m venv --without-pip build/projects
+	@.venv/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$(build/projects/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	@$(pip_into_projects) -c $(CONSTRAINTS) -r $<
+	@sed -n 's/^# .*pip install \(--no-deps.*\)/\1/p' $< | while read -r arguments; do $(pip_into_projects) $$arguments || exit 1; done
+	@touch $@
 
 lint: $(installed)  ## check style and types, change nothing
 	@.venv/bin/ruff check --quiet

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,22 +9,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from peers import Adapter
+from peers.compiled import stand_in
 from scenarios import Inputs
 
-if find_spec("mmcv._ext") is None:
-    # mmdet imports mmcv's compiled operators, of which assignment uses none. mmcv-lite has their Python half, which
-    # asks the compiled one what it holds: everything, says this stand-in.
-    class _Everything(ModuleType):
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            if name.startswith("__"):
-                raise AttributeError(name)
-
-            def missing(*args: Any, **kwargs: Any) -> None:
-                raise NotImplementedError(f"mmcv's compiled {name} is not installed")
-
-            return missing
-
-    sys.modules["mmcv._ext"] = _Everything("mmcv._ext")
+# mmdet imports mmcv's compiled operators, of which assignment uses none. mmcv-lite has their Python half.
+stand_in("mmcv._ext")
 
 
 class ImageByImage(Adapter):

@@ -1,0 +1,52 @@
+"""Mutual Guidance in torchvision's FCOS.
+
+    stock = fcos_resnet50_fpn(weights_backbone="DEFAULT", num_classes=21)
+    model = MutualFCOS(stock.backbone, num_classes=21)     # anything that FCOS takes; then train it as before
+
+Checkpoints are FCOS's own, either way. ``MutualFCOS.sets`` says which of an assignment's sets class and box learn from;
+with ``("original", "original")`` the losses are FCOS's, bit for bit. A target whose label is ``mgassign.IGNORE`` is a region:
+it gets no points.
+"""
+
+import math
+
+import torch
+from torchvision.models.detection.fcos import FCOS
+
+from mgassign import PointGrid, mutual_guidance_assign
+
+
+def grid_of(image_size, feature_sizes, anchor_sizes):
+    """torchvision's points: ``image // map`` apart in each direction from the corner on, strict about a level's range."""
+    (height, width), infinity = image_size, torch.tensor(math.inf)
+    ranges = torch.tensor([[4.0 * s, 8.0 * s] for s in anchor_sizes]).nextafter(torch.stack([infinity, -infinity]))
+    ranges[0, 0], ranges[-1, 1] = 0.0, infinity
+    spacing = [(height // rows, width // columns) for rows, columns in feature_sizes]
+    return PointGrid.from_features(feature_sizes, anchor_sizes, spacing=spacing, offset=0, ranges=ranges)
+
+
+class MutualFCOS(FCOS):
+    sets = ("cls", "loc")
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.anchor_generator.register_forward_hook(self.note_grid)  # compute_loss is not told the sizes of the maps
+
+    def note_grid(self, anchor_generator, images_and_features, anchors):
+        images, features = images_and_features
+        sizes = [size for (size,) in anchor_generator.sizes]
+        self.grid = grid_of(images.tensors.shape[-2:], [f.shape[-2:] for f in features], sizes)
+
+    def compute_loss(self, targets, head_outputs, anchors, num_anchors_per_level):
+        boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
+        decoded = self.box_coder.decode(head_outputs["bbox_regression"], torch.stack(anchors))
+        radius = self.center_sampling_radius
+        found = mutual_guidance_assign(
+            self.grid, decoded, head_outputs["cls_logits"], boxes, labels, center_radius=radius
+        )
+        losses = {  # the head's loss once for each set
+            name: self.head.compute_loss(targets, head_outputs, anchors, list(getattr(found, name)))
+            for name in dict.fromkeys(self.sets)
+        }
+        of_class, of_box = (losses[name] for name in self.sets)
+        return {**of_box, "classification": of_class["classification"]}
