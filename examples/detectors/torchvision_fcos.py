@@ -44,9 +44,11 @@ class MutualFCOS(FCOS):
         found = mutual_guidance_assign(
             self.grid, decoded, head_outputs["cls_logits"], boxes, labels, center_radius=radius
         )
-        losses = {  # the head's loss once for each set
-            name: self.head.compute_loss(targets, head_outputs, anchors, list(getattr(found, name)))
-            for name in dict.fromkeys(self.sets)
-        }
-        of_class, of_box = (losses[name] for name in self.sets)
-        return {**of_box, "classification": of_class["classification"]}
+        of_class, of_box = (list(getattr(found, name)) for name in self.sets)
+        losses = self.head.compute_loss(targets, head_outputs, anchors, of_class)
+        if self.sets[0] != self.sets[1]:  # the head's loss once more, for one class alone: its term is not wanted
+            one_class = {**head_outputs, "cls_logits": head_outputs["cls_logits"][..., :1]}
+            targets = [{"boxes": b, "labels": torch.zeros_like(x)} for b, x in zip(boxes, labels, strict=True)]
+            boxes_alone = self.head.compute_loss(targets, one_class, anchors, of_box)
+            losses = {**boxes_alone, "classification": losses["classification"]}
+        return losses
