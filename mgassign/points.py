@@ -174,10 +174,12 @@ class PointGrid:
     def points(self, device: torch.device | str | None = None) -> Tensor:
         """The locations ``(x, y)`` of all points in pixels, float32 [P, 2]."""
         levels = []
+        numbers = torch.arange(max(*self.heights, *self.widths), dtype=torch.float32, device=device)
         for h, w, (dy, dx), (oy, ox) in zip(self.heights, self.widths, self.spacings, self.offsets, strict=True):
-            y = torch.arange(h, dtype=torch.float32, device=device) * dy + oy
-            x = torch.arange(w, dtype=torch.float32, device=device) * dx + ox
-            levels.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).reshape(-1, 2))
+            x = y = numbers[: max(h, w)] * dx + ox
+            if (dy, oy) != (dx, ox):
+                y = numbers[:h] * dy + oy
+            levels.append(torch.stack([x[:w].expand(h, w), y[:h, None].expand(h, w)], dim=-1).reshape(-1, 2))
         return torch.cat(levels)
 
     def point_strides(self, device: torch.device | str | None = None) -> Tensor:

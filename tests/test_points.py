@@ -236,3 +236,18 @@ def test_no_levels_of_points():
     grid = PointGrid.from_features([(0, 5)], strides=(8,))
     assert grid.points().shape == (0, 2)
     assert grid.decode(torch.empty(2, 0, 4)).shape == (2, 0, 4)
+
+
+def test_points_are_numbers_times_spacing_plus_offset():
+    """In float32, operation by operation, as the kernels have them."""
+    grid = PointGrid.from_features(
+        [(3, 5), (6, 2), (1, 4)], strides=(8, 16, 32), spacing=[(7.3, 7.3), (13.7, 17.1), (31.9, 31.9)],
+        offset=[(0.1, 0.1), (2.3, 2.3), (4.7, 5.9)],
+    )  # fmt: skip
+    expected = [
+        [np.float32(k) * np.float32(dx) + np.float32(ox), np.float32(i) * np.float32(dy) + np.float32(oy)]
+        for h, w, (dy, dx), (oy, ox) in zip(grid.heights, grid.widths, grid.spacings, grid.offsets, strict=True)
+        for i in range(h)
+        for k in range(w)
+    ]
+    assert np.array_equal(grid.points().numpy(), np.array(expected, dtype=np.float32))
