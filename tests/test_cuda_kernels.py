@@ -128,11 +128,12 @@ def test_mutual_guidance(run, shape, settings):
 def test_regions_padding_and_counts_of_their_own(run, shape):
     of = scene(seed=14, **SMALL_SHAPES[shape])
     arguments = arguments_of(of, wanted=torch.arange(sum(map(len, of.gt_labels))) % 4 - 1, min_points=1)
-    arguments[3] = torch.where(torch.arange(len(arguments[3])) % 3 > 0, arguments[3], -1 - arguments[3] % 2)
-    cls, loc, original, *_ = check_parity(run, "mutual_guidance_assign", *arguments)
-    for owner in (cls, loc, original):
-        assert (owner == -2).any()
+    kind = torch.arange(len(arguments[3])) % 3  # an object, a region, padding
+    arguments[3] = torch.where(kind == 0, arguments[3], -1 - kind % 2)
+    _, loc, original, *_ = check_parity(run, "mutual_guidance_assign", *arguments)
+    for owner in (loc, original):
         assert (owner >= 0).any()
+        assert (owner == -2).any() or shape != "three levels"  # where many share a tile, no point is left over
 
 
 @pytest.mark.parametrize("boxes_dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -258,7 +259,7 @@ def test_a_label_of_no_class_counts_as_probability_0(run):
     impossible = Scene(of.grid, of.pred_boxes, torch.cat([of.pred_logits, torch.full((1, 80, 1), -inf)], 2),
                        of.gt_boxes, [of.gt_labels[0].masked_fill(torch.arange(9) % 2 == 0, 4)])  # fmt: skip
     expected = torch.ops.mgassign.mutual_guidance_assign(*arguments_of(impossible))
-    for label in (-1, 4, 2**40, -(2**63)):
+    for label in (-3, 4, 2**40, -(2**63)):
         labels = of.gt_labels[0].masked_fill(torch.arange(9) % 2 == 0, label)
         arguments = arguments_of(Scene(of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, [labels]))
         found = run("mutual_guidance_assign", *arguments)
