@@ -28,7 +28,7 @@ installed := .venv/installed
 release := build/release-tools/installed
 settings := .venv/settings
 library := mgassign/_C.abi3.so
-sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/*)
+sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help demo train test test-detectors lint bench math wheel sdist test-wheel test-versions test-compilers cuda-toolkit clean FORCE

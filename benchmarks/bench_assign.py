@@ -32,6 +32,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any
@@ -45,18 +46,24 @@ from scenarios import COCO_BOXES, GROWTH, SCENARIOS, Inputs, make_inputs
 
 OPERATORS = {  # and which inputs they take, after the grid
     "mutual_guidance_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
+    "task_aligned_assign": ("pred_boxes", "pred_scores", "gt_boxes", "gt_labels"),
     "fcos_assign": ("gt_boxes",),
 }
 REFERENCES = ("eager", "compiled")
 WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
 JOB_LIMIT_S = 300
-ROUNDING_SHARE = 0.001  # of the positives for localization: scores that differ by rounding may swap places
+ROUNDING_SHARE = 0.001  # of the positives: scores that differ by rounding may swap places
 
 
-def make_call(operator: str, by: str, inputs: Inputs) -> Callable[[], Any]:
+def make_call(operator: str, by: str, inputs: Inputs, preset: str = "") -> Callable[[], Any]:
     """The call to measure, which returns tensors; ``by`` is mgassign or one of REFERENCES."""
-    arguments = [getattr(inputs, name) for name in OPERATORS[operator]]
+    have = {**inputs._asdict(), "pred_scores": inputs.pred_logits}
+    if "pred_scores" in OPERATORS[operator]:  # probabilities, which detectors that take them have at hand
+        have["pred_scores"] = inputs.pred_logits.sigmoid()
+    arguments = [have[name] for name in OPERATORS[operator]]
     assign = getattr(mgassign if by == "mgassign" else reference, operator)
+    if preset:
+        assign = partial(assign, settings=getattr(mgassign.TaskAligned, preset))
     if by == "mgassign":
         return lambda: assign(inputs.grid, *arguments)
     if by == "compiled":

@@ -127,14 +127,13 @@ def time_pairs(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int,
     return {"pairs": len(ratio), "mgassign_ms": spread(times[0]), "peer_ms": spread(times[1]), "ratio": spread(ratio)}
 
 
-def compare(peer: Peer, ours: Any, owners: Tensor) -> dict[str, float]:
+def compare(peer: Peer, ours: Any, owners: Tensor, objects: int) -> dict[str, float]:
     """How many points each gives an object on average; how many they share, where both compute the same.
 
     Raises:
         ValueError: if those are too few to call it the same.
     """
-    expected = ours.cls if peer.dynamic else ours.original
-    objects = max(ours.num_points.numel(), 1)
+    expected = getattr(ours, peer.compared)
     result = {
         "points_per_object": int((owners >= 0).sum()) / objects,
         "mgassign_points_per_object": int((expected >= 0).sum()) / objects,
@@ -143,6 +142,8 @@ def compare(peer: Peer, ours: Any, owners: Tensor) -> dict[str, float]:
         result["agreement"] = float((owners == expected).double().mean())
         if result["agreement"] < LEAST_AGREEMENT:
             raise ValueError(f"only {result['agreement']:.2%} of the points get the same object")
+        either = ((owners >= 0) | (expected >= 0)).sum()
+        result["differ_share"] = float((owners != expected).sum() / either.clamp(min=1))
     return result
 
 
@@ -153,16 +154,22 @@ def measure(args: argparse.Namespace, scenario: str, name: str) -> dict[str, Any
     try:
         adapter = peer.load()
         small = make_inputs(replace(SCENARIOS["call"], images=16))
-        adapter(small)(), bench_assign.make_call(peer.operator, "mgassign", small)()  # loads code, starts threads
+        (
+            adapter(small)(),
+            bench_assign.make_call(peer.operator, "mgassign", small, peer.preset)(),
+        )  # loads code, starts threads
         inputs = make_inputs(ALL_SCENARIOS[scenario], args.data)
         theirs: Adapter = adapter(inputs)
-        ours = bench_assign.make_call(peer.operator, "mgassign", inputs)
+        ours = bench_assign.make_call(peer.operator, "mgassign", inputs, peer.preset)
+        objects = max(sum(map(len, inputs.gt_boxes)), 1)
         found, our_counts = count_operators(ours)
         if name.endswith("compiled"):  # it compiles now, and would run uncompiled while its operators are counted
             results, their_counts = theirs(), {}
         else:
             results, their_counts = count_operators(theirs)
-        row = {"date": stamp, **compare(peer, found, theirs.owners(results)), **their_counts}
+        row = {"date": stamp, **compare(peer, found, theirs.owners(results), objects), **their_counts}
+        if "differ_share" in row:
+            print(f"{scenario} {name}: {row['differ_share']:.1e} of the positives differ", file=sys.stderr)
         row |= {f"mgassign_{key}": value for key, value in our_counts.items()}
         del found, results
         row["extra_bytes"] = bench_assign.peak_extra_bytes(theirs)

@@ -18,6 +18,7 @@
 
 #include "glibc.h"
 #include "math/grid.h"
+#include "math/rules/task_aligned.h"
 
 namespace mgassign {
 
@@ -128,6 +129,12 @@ struct Grid {
     for (const Level& level : levels)
       if (level.height > 0) widest = std::max(widest, level.width);
     return widest;
+  }
+
+  Location location_of(int64_t point) const {
+    size_t i = levels.size() - 1;
+    while (point < levels[i].first_point) --i;
+    return levels[i].location_of(point);
   }
 };
 
@@ -285,6 +292,39 @@ inline void check_activation(int64_t activation) {
 inline void check_ignore_share(double ignore_share) {
   check(static_cast<float>(ignore_share) > 0 && ignore_share <= 1,
         "ignore_share: expected a number above 0, at most 1, ", "got ", ignore_share);
+}
+
+// task_aligned_assign: the rule, and how many points an object chooses and keeps.
+inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
+                                     double raise_below, double least_side, int64_t contest, double epsilon,
+                                     int64_t activation) {
+  check(alpha >= 0 && is_finite(static_cast<float>(alpha)), "alpha: expected a finite number of at least 0, got ",
+        alpha);
+  check(beta > 0 && is_finite(static_cast<float>(beta)), "beta: expected a finite number above 0, got ", beta);
+  check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
+  check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
+  check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
+  check(margin >= 0 && raise_below >= 0 && least_side >= 0 && epsilon >= 0,
+        "margin, raise_below, least_side, epsilon: expected numbers of at least 0, got ", margin, ", ", raise_below,
+        ", ", least_side, ", ", epsilon);
+  check_activation(activation);
+  return {Power(alpha),
+          Power(beta),
+          overlap == 1,
+          candidates == 1,
+          static_cast<float>(margin),
+          static_cast<float>(raise_below),
+          static_cast<float>(least_side),
+          contest == 1,
+          static_cast<float>(epsilon),
+          activation == 1};
+}
+
+constexpr int64_t kMostChosen = 128;
+
+inline void check_chosen(int64_t max_points, int64_t keep) {
+  check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
+  check(0 <= keep && keep <= kMostChosen, "keep: expected 0 (all) to ", kMostChosen, ", got ", keep);
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name, const char* shape) {

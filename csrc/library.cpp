@@ -31,6 +31,15 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
         "bool inside, float ignore_share, int activation)"
         " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points, Tensor iou)");
 
+  // pred_scores [B, P, C]; an object chooses at most wanted points, held to [min_points, max_points], max_points of them
+  // where wanted is not given, and keeps `keep` (0: all). overlap: 0 IoU, 1 complete IoU; candidates: 0 inside, 1
+  // anywhere; contest: 0 inside, 1 chosen
+  m.def("task_aligned_assign(Tensor pred_boxes, Tensor pred_scores, Tensor gt_boxes, Tensor gt_labels, "
+        MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
+        "Tensor? wanted, SymInt min_points, SymInt max_points, SymInt keep, float alpha, float beta, int overlap, "
+        "int candidates, float margin, float raise_below, float least_side, int contest, float epsilon, int activation)"
+        " -> (Tensor owner, Tensor target, Tensor iou)");
+
   // [P, 4], [G, 4] -> [P, G]
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");
 

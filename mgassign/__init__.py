@@ -1,4 +1,4 @@
-"""Label assignment for dense object detectors: Mutual Guidance and FCOS's own strategy, on CPU and CUDA."""
+"""Label assignment for dense object detectors: Mutual Guidance, FCOS's own strategy, task alignment, on CPU and CUDA."""
 
 import torch.serialization
 
@@ -6,7 +6,9 @@ from ._objects import IGNORE
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
+from .settings import TaskAligned
 from .targets import centerness, take
+from .task_aligned import TaskAlignedAssignment, dense_scores, task_aligned_assign
 
 __version__ = "0.1.0"
 
@@ -16,14 +18,18 @@ __all__ = [
     "Assignment",
     "OriginalAssignment",
     "PointGrid",
+    "TaskAligned",
+    "TaskAlignedAssignment",
     "amplified_centerness",
     "box_iou",
     "centerness",
+    "dense_scores",
     "fcos_assign",
     "mutual_guidance_assign",
     "take",
+    "task_aligned_assign",
     "topk_per_object",
 ]
 
 # Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
-torch.serialization.add_safe_globals([Assignment, OriginalAssignment, PointGrid])
+torch.serialization.add_safe_globals([Assignment, OriginalAssignment, PointGrid, TaskAligned, TaskAlignedAssignment])

@@ -16,7 +16,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-OPERATORS = ("fcos_assign", "mutual_guidance_assign", "box_iou", "amplified_centerness", "topk_per_object")
+OPERATORS = (
+    "fcos_assign",
+    "mutual_guidance_assign",
+    "box_iou",
+    "amplified_centerness",
+    "topk_per_object",
+    "task_aligned_assign",
+)
 
 
 def _find(name: str) -> Path | None:
@@ -153,6 +160,13 @@ def _(
     cls, loc, original = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64) for _ in range(3))
     num_points = pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
     return cls, loc, original, num_points, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
+
+
+@torch.library.register_fake("mgassign::task_aligned_assign")
+def _(pred_boxes: Tensor, *scores_objects_grid_and_settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    owner = pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64)
+    target, iou = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32) for _ in range(2))
+    return owner, target, iou
 
 
 @torch.library.register_fake("mgassign::box_iou")

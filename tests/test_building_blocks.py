@@ -50,7 +50,7 @@ def test_box_iou_of_any_strides():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("level_gate", [True, False])
-@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine"])
+@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine", "spaced"])
 def test_amplified_centerness_is_the_reference_s_but_for_rounding(grid, level_gate, dtype):
     boxes = torch.cat([random_boxes(9, (100, 100), generator(4)), torch.tensor([[9.0, 9, 9, 20], [0, nan, 9, 9]])])
     probs = torch.rand(grid.num_points, len(boxes), generator=generator(5)).to(dtype)

@@ -33,7 +33,7 @@ def test_points_on_the_border_are_outside():
     assert int(fcos_assign(grid, [torch.tensor([[3.9, 3.9, 12.1, 12.1]])]).num_points) == 4
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine"])
+@pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine", "spaced"])
 @pytest.mark.parametrize("center_radius", [0.0, 0.5, 1.5, 4.0])
 def test_agrees_with_the_reference(grid, center_radius):
     generator = torch.Generator().manual_seed(0)

@@ -47,6 +47,11 @@ def calls(requires_grad: bool):
     yield "mutual_guidance_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **settings}
     padded = boxes[[0, 1, 3, 4]].reshape(2, 2, 4), labels[[0, 1, 3, 4]].reshape(2, 2)
     yield "mutual_guidance_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **settings}
+    alignment = dict(zip(("wanted", "min_points", "max_points", "keep", "alpha", "beta", "overlap", "candidates", "margin",
+        "raise_below", "least_side", "contest", "epsilon", "activation"),
+        (None, 0, 10, 0, 0.5, 6.0, 1, 0, 1e-9, 16.0, 16.0, 0, 1e-9, 1), strict=True))  # fmt: skip
+    yield "task_aligned_assign", (pred_boxes, pred_logits, boxes, labels, None, [3, 2]), {**grid, **alignment}
+    yield "task_aligned_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **alignment}
     yield "box_iou", (pred_boxes[0].detach().requires_grad_(requires_grad), boxes), {}
     yield "amplified_centerness", (boxes, scores), {**grid, "sigma": 2.0, "level_gate": True}
     yield "topk_per_object", (scores, torch.tensor([1, 2, 3, 4, 5]), torch.rand(5)), {}

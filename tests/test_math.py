@@ -38,12 +38,26 @@ def worst_error(function, exact, low: float, high: float, step: int) -> float:
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("exp", 0.0, 88.72), ("exp", -0.0, -103.97), ("log", 1e-45, MAX)],
-    ids=["exp+", "exp-", "log"],
+    [("exp", 0.0, 88.72), ("exp", -0.0, -103.97), ("log", 1e-45, MAX), ("atan", 0.0, MAX), ("atan", -0.0, -MAX)],
+    ids=["exp+", "exp-", "log", "atan+", "atan-"],
 )
 def test_within_2_ulp_over_the_whole_range(name, low, high, deep):
     # A prime step samples all mantissas; together the samples are some ten million values.
-    assert worst_error(getattr(math, name), getattr(np, name), low, high, 1 if deep else 211) < 2.0
+    exact = np.arctan if name == "atan" else getattr(np, name)
+    assert worst_error(getattr(math, name), exact, low, high, 1 if deep else 211) < 2.0
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 1 / 3, 0.5, 1.0, 2.0, 4.5, 6.0, 20.0])
+def test_powers_are_rounded_once(exponent, deep):
+    # Of what probabilities and overlaps can be; below the smallest normal result one unit is worth more.
+    error = worst_error(lambda x: math.power(x, exponent), lambda x: x**exponent, 1e-45, 1.0, 1 if deep else 2111)
+    assert error < 0.5001
+
+
+def test_powers_never_decrease():
+    x = np.sort(np.random.default_rng(0).random(1_000_000, dtype=F32))
+    for exponent in (0.01, 0.5, 1.0, 2.5, 6.0):
+        assert (np.diff(math.power(x, exponent)) >= 0).all()
 
 
 def test_exp_and_log_never_decrease(deep):
@@ -62,6 +76,11 @@ def test_special_values():
     np.testing.assert_array_equal(
         math.log(F32([0, -0.0, 1, inf, -1, -inf, nan])), F32([-inf, -inf, 0, inf, nan, nan, nan])
     )
+    np.testing.assert_array_equal(math.atan(F32([-inf, -0.0, 0, inf, nan])), F32([-np.pi / 2, -0.0, 0, np.pi / 2, nan]))
+    assert np.signbit(math.atan(F32(-0.0)))
+    for exponent in (0.25, 0.5, 1.0, 6.0, 7.0):
+        np.testing.assert_array_equal(math.power(F32([0, 1, inf]), exponent), F32([0, 1, inf]))
+    np.testing.assert_array_equal(math.power(F32([0, 0.5, 1, nan]), 0.0), F32([1, 1, 1, 1]))
     np.testing.assert_array_equal(math.sigmoid(F32([-inf, -200, 0, 200, inf, nan])), F32([0, 0, 0.5, 1, 1, 0]))
     np.testing.assert_array_equal(
         math.probability(F32([-1, 0, 0.25, 1, 7, inf, -inf, nan])), F32([0, 0, 0.25, 1, 1, 1, 0, 0])
@@ -86,6 +105,30 @@ def test_iou_of_extreme_boxes_is_a_number():
     assert math.iou(0, 0, huge, huge, 0, 0, huge, huge) == 0  # areas overflow
     assert math.iou(0, 0, tiny, tiny, 0, 0, tiny, tiny) == 0  # areas underflow
     assert math.iou(0, 0, 2, 2, 1, 1, 3, 3) == F32(1) / F32(7)
+
+
+def test_complete_iou_never_exceeds_iou_and_is_near_it_exactly():
+    random = np.random.default_rng(1)
+    sides = random.uniform(0.5, 200, (4, 1_000_000)) * 2.0 ** random.uniform(-12, 4, 1_000_000)
+    corners = random.uniform(-50, 50, (4, 1_000_000)) * sides[:1] / 50
+    a = [side.astype(F32) for side in (*corners[:2], *(corners[:2] + sides[:2]))]
+    b = [side.astype(F32) for side in (*corners[2:], *(corners[2:] + sides[2:]))]
+    found = math.complete_iou(*a, *b)
+    assert (found <= math.iou(*a, *b)).all()
+    assert (found > 0).mean() > 0.1
+
+    ax1, ay1, ax2, ay2, bx1, by1, bx2, by2 = (side.astype(np.float64) for side in (*a, *b))
+    inter = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0) * np.maximum(
+        np.minimum(ay2, by2) - np.maximum(ay1, by1), 0
+    )
+    iou = inter / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter)
+    apart = ((ax1 + ax2 - bx1 - bx2) ** 2 + (ay1 + ay2 - by1 - by2) ** 2) / 4
+    across, down = np.maximum(ax2, bx2) - np.minimum(ax1, bx1), np.maximum(ay2, by2) - np.minimum(ay1, by1)
+    v = 4 / np.pi**2 * (np.arctan((ax2 - ax1) / (ay2 - ay1)) - np.arctan((bx2 - bx1) / (by2 - by1))) ** 2
+    exact = iou - (apart / (across**2 + down**2) + v * v / (1 - iou + v))
+    large = np.minimum.reduce([ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1]) > 1
+    np.testing.assert_allclose(found[large], np.maximum(exact, 0)[large], atol=2e-6)
+    np.testing.assert_allclose(math.complete_iou(*a, *a)[large], 1, atol=1e-6)
 
 
 @given(

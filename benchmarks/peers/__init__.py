@@ -46,11 +46,18 @@ class Peer:
     packages: tuple[str, ...]
     same_job: bool = False
     """Whether it computes what the operator does, its own rounding aside."""
+    preset: str = ""
+    """Of the operator's settings, those of this peer."""
 
     @property
     def dynamic(self) -> bool:
         """Whether the predictions have a say."""
         return self.operator == "mutual_guidance_assign"
+
+    @property
+    def compared(self) -> str:
+        """Which of the operator's results is the peer's."""
+        return {_DYNAMIC: "cls", _STATIC: "original", _ALIGNED: "owner"}[self.operator]
 
     @property
     def versions(self) -> dict[str, str] | None:
@@ -70,7 +77,7 @@ class Peer:
         return adapter
 
 
-_DYNAMIC, _STATIC = "mutual_guidance_assign", "fcos_assign"
+_DYNAMIC, _STATIC, _ALIGNED = "mutual_guidance_assign", "fcos_assign", "task_aligned_assign"
 _MMDET = ("mmdet", "mmengine", "mmcv-lite")
 
 PEERS = {
@@ -79,10 +86,17 @@ PEERS = {
     "mmdet-simota": Peer("mmdet SimOTAAssigner", "mmdet_simota", _DYNAMIC, _MMDET),
     "mmdet-tal": Peer("mmdet TaskAlignedAssigner", "mmdet_tal", _DYNAMIC, _MMDET),
     "mmdet-dsl": Peer("mmdet DynamicSoftLabelAssigner", "mmdet_dsl", _DYNAMIC, _MMDET),
+    "ultralytics-tal-same": Peer(
+        "ultralytics TaskAlignedAssigner, by task_aligned_assign", "ultralytics_tal", _ALIGNED, ("ultralytics",),
+        same_job=True, preset="ULTRALYTICS",
+    ),
+    "mmdet-tal-same": Peer(
+        "mmdet TaskAlignedAssigner, by task_aligned_assign", "mmdet_tal", _ALIGNED, _MMDET, same_job=True, preset="TOOD"
+    ),
     "reference": Peer("mgassign.reference, eager", "reference", _DYNAMIC, (), same_job=True),
     "reference-compiled": Peer("mgassign.reference, compiled", "reference_compiled", _DYNAMIC, (), same_job=True),
     "torchvision-fcos": Peer("torchvision FCOS matching", "torchvision_fcos", _STATIC, ("torchvision",), same_job=True),
     "torchvision-matcher": Peer("torchvision box_iou + Matcher", "torchvision_matcher", _STATIC, ("torchvision",)),
     "mmdet-fcos": Peer("mmdet FCOS targets", "mmdet_fcos", _STATIC, _MMDET, same_job=True),
     "mmdet-atss": Peer("mmdet ATSSAssigner", "mmdet_atss", _STATIC, _MMDET),
-}
+}  # fmt: skip

@@ -51,27 +51,6 @@ std::vector<Strip> cut_into_strips(const Grid& grid, int64_t tiles_high) {
   return strips;
 }
 
-// Finds the objects that touch the bounds, in their order: writes their places to found, returns how many.
-// A block's answers first, by vector code, then a loop without a branch: it would be mispredicted too often.
-MGASSIGN_VECTOR int64_t touching(const Box& bounds, const Objects& objects, int32_t* found) {
-  constexpr int64_t kBlock = 64;
-  int64_t count = 0;
-  for (int64_t first = 0; first < objects.count; first += kBlock) {
-    const int64_t size = std::min(kBlock, objects.count - first);
-    uint8_t hit[kBlock];
-    for (int64_t i = 0; i < size; ++i)
-      hit[i] = (objects.x1[first + i] < bounds.x2) & (objects.x2[first + i] > bounds.x1) &
-               (objects.y1[first + i] < bounds.y2) & (objects.y2[first + i] > bounds.y1);
-    for (int64_t i = 0; i < size; ++i) {
-      found[count] = static_cast<int32_t>(first + i);
-      count += hit[i];
-    }
-  }
-  return count;
-}
-
-constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
-
 void grow(Box& bounds, const Box& box) {
   bounds = {smaller(bounds.x1, box.x1), smaller(bounds.y1, box.y1), larger(bounds.x2, box.x2),
             larger(bounds.y2, box.y2)};
@@ -243,15 +222,6 @@ void ignore_boxes_inside(const Box& region, const Strided<Element, 3>& boxes, co
     const Box box = load(image + j * boxes.stride[1], boxes.stride[2]);
     if (is_valid(box) && share_inside(box, region) >= share) owner[j] = kIgnored;
   }
-}
-
-void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes) {
-  for (int64_t image = 0; image < batch.num_images(); ++image)
-    for (int64_t i = 0; i < batch.size(image); ++i) {
-      const int64_t label = labels[batch.first(image) + i];
-      check(kRegion <= label && label < num_classes, "gt_labels: expected a label in [0, ", num_classes,
-            "), -1 (padding) or -2 (a region) for object ", i, " of image ", image, ", got ", label);
-    }
 }
 
 }  // namespace

@@ -28,6 +28,9 @@ struct Objects {
   Object operator[](int64_t k) const { return {{x1[k], y1[k], x2[k], y2[k]}, area[k], index[k]}; }
 };
 
+// Touches nothing.
+constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
+
 // The memory behind such a view.
 class ObjectArrays {
  public:
@@ -56,6 +59,10 @@ class ObjectArrays {
   std::vector<int32_t> index_;
 };
 
+// Finds the objects that touch the bounds, in their order: writes their places to found, which has room for all of them
+// and one more; how many.
+int64_t touching(const Box& bounds, const Objects& objects, int32_t* found);
+
 // The objects of a batch, image by image.
 class ObjectBatch {
  public:
@@ -70,6 +77,12 @@ class ObjectBatch {
 
   // Sorts out and orders the objects of one image; different images may be ranked at once.
   Objects rank(int64_t image);
+  Box box(int64_t i) const { return {boxes_[4 * i], boxes_[4 * i + 1], boxes_[4 * i + 2], boxes_[4 * i + 3]}; }
+  // Whether an object of the batch may have points.
+  bool takes_part(int64_t i) const { return (!labels_ || labels_[i] >= 0) && is_valid(box(i)); }
+  int64_t image_of(int64_t i) const {
+    return std::upper_bound(offsets_.begin(), offsets_.end(), i) - offsets_.begin() - 1;
+  }
   // Calls each(box) for the regions of an image.
   template <typename Each>
   void for_each_region(int64_t image, const Each& each) const {
@@ -80,8 +93,6 @@ class ObjectBatch {
   Objects ranked(int64_t image) const { return objects_.view(first(image), num_valid_[image]); }
 
  private:
-  Box box(int64_t i) const { return {boxes_[4 * i], boxes_[4 * i + 1], boxes_[4 * i + 2], boxes_[4 * i + 3]}; }
-
   const float* boxes_;
   const int64_t* labels_;
   std::vector<int64_t> offsets_;
@@ -89,6 +100,9 @@ class ObjectBatch {
   std::vector<uint64_t> keys_;  // what rank() sorts
   ObjectArrays objects_;
 };
+
+// Every label has to be a class, padding or a region.
+void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes);
 
 // FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
 void assign_original(const Grid& grid, const Objects& objects, int64_t num_objects, double center_radius,

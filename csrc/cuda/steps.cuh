@@ -35,6 +35,26 @@ struct ObjectRows {
     return {first, static_cast<int32_t>(within(offsets[image + 1], first) - first)};
   }
 
+  // The image of a row, among `images` of this launch; -1 for none of them.
+  __device__ int64_t image_of(int64_t row, int32_t images) const {
+    if (!listed && !offsets) {
+      const int64_t image = row / per_image;
+      return image >= first_image && image < first_image + images ? image : -1;
+    }
+    int32_t low = 0, high = images;  // the first image that begins beyond the row
+    while (low < high) {
+      const int32_t middle = (low + high) / 2;
+      if ((listed ? row_of[middle] : offsets[first_image + middle]) > row)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    if (low == 0) return -1;
+    const int64_t image = first_image + low - 1;
+    const Rows rows = of(image);
+    return row < rows.first + rows.count && row >= rows.first ? image : -1;
+  }
+
   __device__ int64_t within(int64_t offset, int64_t least) const {
     return offset < least ? least : (offset > num_rows ? num_rows : offset);
   }

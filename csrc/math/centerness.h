@@ -1,8 +1,6 @@
 // Centerness, and its amplification by the classification score (Classify to Localize).
 #pragma once
 
-#include <cmath>
-
 #include "elementary.h"
 
 namespace mgassign {
@@ -21,13 +19,7 @@ MGASSIGN_HD AxisDistances axis_distances(float coordinate, float low, float high
   return {smaller_number(before, after) / longest, longest};
 }
 
-MGASSIGN_HD float centerness_of(float ratio_x, float ratio_y) {
-#if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(ratio_x * ratio_y);
-#else
-  return std::sqrt(ratio_x * ratio_y);
-#endif
-}
+MGASSIGN_HD float centerness_of(float ratio_x, float ratio_y) { return square_root(ratio_x * ratio_y); }
 
 // c ^ ((sigma - p) / sigma), for 0 <= c <= 1, 0 <= p <= 1 < sigma. 0 where c is 0.
 MGASSIGN_HD float amplify(float centerness, float probability, float sigma) {

@@ -24,4 +24,15 @@ MGASSIGN_HD bool ranks_before(const ScoredPoint& a, const ScoredPoint& b) {
   return a.score > b.score || (a.score == b.score && a.point < b.point);
 }
 
+// A point that an object chose: its score, and what the object claims it with against others that chose it.
+struct Choice {
+  float score;
+  int32_t point;
+  float claim;
+};
+
+MGASSIGN_HD bool ranks_before(const Choice& a, const Choice& b) {
+  return ranks_before(ScoredPoint{a.score, a.point}, ScoredPoint{b.score, b.point});
+}
+
 }  // namespace mgassign

@@ -5,12 +5,16 @@
 // the same bits on every CPU and every GPU; that is what makes the assignments identical everywhere.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
 #if defined(__CUDACC__)
 #define MGASSIGN_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+// Inlined wherever it is called, so that a loop compiled for an instruction set is so all through.
+#define MGASSIGN_HD inline __attribute__((always_inline))
 #else
 #define MGASSIGN_HD inline
 #endif
@@ -35,6 +39,18 @@ MGASSIGN_HD float float_of(uint32_t bits) {
   return value;
 }
 
+MGASSIGN_HD uint64_t bits_of(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+MGASSIGN_HD double double_of(uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // Written as selects, not std::min/max or fminf/fmaxf: the first argument is returned when either is NaN,
 // on host and device alike, and vectorizers turn them into single instructions.
 MGASSIGN_HD float smaller(float a, float b) { return b < a ? b : a; }
@@ -48,6 +64,14 @@ MGASSIGN_HD float larger_number(float a, float b) { return fmaxf(a, b); }
 MGASSIGN_HD float smaller_number(float a, float b) { return smaller(a, b); }
 MGASSIGN_HD float larger_number(float a, float b) { return larger(a, b); }
 #endif
+
+MGASSIGN_HD float square_root(float value) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(value);
+#else
+  return std::sqrt(value);
+#endif
+}
 
 // False for NaN and for both infinities.
 MGASSIGN_HD bool is_finite(float value) { return value - value == 0.0f; }

@@ -34,6 +34,8 @@ PYBIND11_MODULE(mgassign_math, m) {
 
   m.def("exp", py::vectorize(exp_f32));
   m.def("log", py::vectorize(log_f32));
+  m.def("atan", py::vectorize(atan_f32));
+  m.def("power", py::vectorize([](float x, double exponent) { return Power(exponent).of(x); }));
   m.def("sigmoid", py::vectorize(sigmoid_f32));
   m.def("probability", py::vectorize(probability_f32));
   m.def("amplify", py::vectorize(amplify));
@@ -42,6 +44,11 @@ PYBIND11_MODULE(mgassign_math, m) {
         py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2, float by2) {
           const Box a{ax1, ay1, ax2, ay2}, b{bx1, by1, bx2, by2};
           return is_valid(a) && is_valid(b) ? iou_of(a, area_of(a), b, area_of(b)) : 0.0f;
+        }));
+  m.def("complete_iou",
+        py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2, float by2) {
+          const Box b{bx1, by1, bx2, by2};
+          return complete_iou_of({ax1, ay1, ax2, ay2}, b, angle_of(b));
         }));
   // 1 greater, 0 close, -1 less or nothing in common: the overlap of a and b against that of a and the best one so far.
   m.def("compare", py::vectorize([](float ax1, float ay1, float ax2, float ay2, float bx1, float by1, float bx2,
@@ -66,6 +73,6 @@ PYBIND11_MODULE(mgassign_math, m) {
   });
   m.def("smaller_object", &smaller_object);
   m.def("ranks_before", [](float score_a, int32_t point_a, float score_b, int32_t point_b) {
-    return ranks_before({score_a, point_a}, {score_b, point_b});
+    return ranks_before(ScoredPoint{score_a, point_a}, ScoredPoint{score_b, point_b});
   });
 }

@@ -17,6 +17,7 @@ from .mutual_guidance import (
     topk_per_object,
     valid_boxes,
 )
+from .task_aligned import task_aligned_assign, task_aligned_overlap
 
 __all__ = [
     "amplified_centerness",
@@ -28,6 +29,8 @@ __all__ = [
     "on_own_level",
     "shares_inside",
     "strictly_inside",
+    "task_aligned_assign",
+    "task_aligned_overlap",
     "topk_per_object",
     "valid_boxes",
 ]

@@ -1,0 +1,304 @@
+// Task-aligned assignment in four launches, for up to 256 images at a time:
+//   1. prepare, a thread for each point: nobody's, unless it lies in a region;
+//   2. choose, a block for each object: its threads score the points of its window, the best are kept in shared memory;
+//   3. contest, a warp for each choice: a point that several chose goes to the highest overlap of all objects in whose
+//      window it lies. Of those that chose it, the one with the best claim sees to it;
+//   4. finish, a block for each object: the best of the points it holds, targets.
+#include "../math/rules/task_aligned.h"
+#include "choose.cuh"
+
+namespace mgassign::cuda {
+
+namespace {
+
+constexpr int kPointThreads = 256;
+
+struct Task {
+  Levels levels;
+  TaskAligned rule;
+  ObjectRows objects;
+  int32_t num_images;  // of this launch
+  int64_t first_row;   // of its objects
+  const float* gt_boxes;
+  const int64_t* gt_labels;
+  const int64_t* wanted;  // [N]: how many points an object chooses; null: as many as the quota allows
+  Quota quota;
+  int32_t most, keep;  // points that an object chooses, and keeps, at most; 0: all
+  FloatView<3> pred_boxes, pred_scores;
+  int64_t num_points, num_classes;
+  Claims claims;        // [B, P]
+  Choice* choices;      // [N, most]; a point below 0 is none
+  int32_t* num_chosen;  // [N]
+  int64_t* owner;       // [B, P]
+  float *target, *iou;  // [B, P]; scores and overlaps until the end
+};
+
+// An object, as a block or a warp works for it.
+struct Objective {
+  bool takes_part;
+  int32_t index;  // within its image
+  Box window;
+  TaskAligned::Object object;
+  int64_t scores;  // where its class's scores of the image begin, -1 where there is no such class
+
+  __device__ Objective(const Task& t, int64_t image, int64_t first_row, int32_t index)
+      : takes_part(false), index(index) {
+    const Box box = object_box(t.gt_boxes, first_row + index);
+    const int64_t label = t.gt_labels[first_row + index];
+    takes_part = is_valid(box) && label != kPadding && label != kRegion;
+    if (!takes_part) return;
+    window = t.rule.window(box);
+    object = t.rule.object(box);
+    scores =
+        label >= 0 && label < t.num_classes ? image * t.pred_scores.stride[0] + label * t.pred_scores.stride[2] : -1;
+  }
+
+  __device__ float score(const Task& t, int32_t point, float overlap) const {
+    const float raw = scores < 0 ? 0.0f : t.pred_scores.at(scores + point * t.pred_scores.stride[1]);
+    return t.rule.score(scores < 0 ? 0.0f : t.rule.probability(raw), overlap);
+  }
+};
+
+__device__ Box predicted_box(const Task& t, int64_t image, int32_t point) {
+  return t.pred_boxes.box_at(image * t.pred_boxes.stride[0] + point * t.pred_boxes.stride[1]);
+}
+
+__device__ Location location_of(const Levels& levels, int32_t point) {
+  int i = levels.count - 1;
+  while (point < levels.level[i].first_point) --i;
+  return levels.level[i].location_of(point);
+}
+
+__global__ void __launch_bounds__(kPointThreads) task_aligned_prepare_kernel(const __grid_constant__ Task t) {
+  const int32_t point = static_cast<int32_t>(blockIdx.x * kPointThreads + threadIdx.x);
+  const int lane = threadIdx.x % kWarp;
+  const int64_t image = t.objects.first_image + blockIdx.y;
+  const bool exists = point < t.num_points;
+  const ObjectRows::Rows rows = t.objects.of(image);
+  const Location at = location_of(t.levels, exists ? point : 0);
+  int64_t owner = kBackground;
+  for (int32_t base = 0; base < rows.count; base += kWarp) {
+    unsigned regions =
+        __ballot_sync(kAllLanes, base + lane < rows.count && t.gt_labels[rows.first + base + lane] == kRegion);
+    for (; regions; regions &= regions - 1) {
+      const Box region = object_box(t.gt_boxes, rows.first + base + __ffs(regions) - 1);
+      if (is_valid(region) && strictly_inside(at.x, at.y, region)) owner = kIgnored;
+    }
+  }
+  if (!exists) return;
+  const int64_t place = image * t.num_points + point;
+  t.claims.best[place] = 0;
+  t.claims.count[place] = t.claims.holder[place] = 0;
+  t.owner[place] = owner;
+  t.target[place] = t.iou[place] = 0.0f;
+}
+
+__global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __grid_constant__ Task t) {
+  __shared__ Window window;
+  __shared__ TopList list;
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
+  if (image < 0) return;
+  const int64_t first_row = t.objects.of(image).first;
+  const Objective own(t, image, first_row, static_cast<int32_t>(row - first_row));
+  const int32_t most = own.takes_part ? static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[row] : t.quota.most)) : 0;
+  if (most == 0) {
+    if (threadIdx.x == 0) t.num_chosen[row] = 0;
+    return;
+  }
+  window.open(t.levels, t.rule.anywhere ? everywhere() : own.window, t.rule.anywhere ? 0.0f : t.rule.margin);
+  list.clear();
+  const int32_t count = window.begin[t.levels.count];
+  float bar = 0.0f, least = 0.0f;
+  for (int32_t base = 0; base < count; base += kChoosers) {
+    Choice mine{0.0f, 0, 0.0f};
+    if (base + static_cast<int32_t>(threadIdx.x) < count) {
+      mine.point = window.point(t.levels, base + threadIdx.x);
+      const Box predicted = predicted_box(t, image, mine.point);
+      const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
+      if (is_valid(predicted) && both.intersection > least * both.total) {
+        mine.claim = t.rule.overlap(predicted, own.object);
+        mine.score = own.score(t, mine.point, mine.claim);
+      }
+    }
+    if (!list.offer(mine.score > 0.0f && mine.score >= bar, mine, most)) continue;
+    bar = list.bar(most, 0.0f);
+    least = t.rule.least_overlap(bar);
+  }
+  list.shrink(most);
+  for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
+    Choice choice = list.choices[i];
+    if (t.rule.anywhere && !t.rule.holds(own.window, location_of(t.levels, choice.point))) choice.point = -1;
+    t.choices[row * t.most + i] = choice;
+    if (choice.point < 0) continue;
+    const int64_t place = image * t.num_points + choice.point;
+    atomicMax(&t.claims.best[place], key_of(choice.claim, own.index));
+    atomicAdd(&t.claims.count[place], 1);
+  }
+  if (threadIdx.x == 0) t.num_chosen[row] = list.count;
+}
+
+__global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const __grid_constant__ Task t) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
+  if (image < 0) return;
+  const ObjectRows::Rows rows = t.objects.of(image);
+  for (int32_t i = warp; i < t.num_chosen[row]; i += kChoosers / kWarp) {
+    const Choice choice = t.choices[row * t.most + i];
+    if (choice.point < 0) continue;
+    const int64_t place = image * t.num_points + choice.point;
+    unsigned long long best = key_of(choice.claim, static_cast<int32_t>(row - rows.first));
+    if (t.claims.best[place] != best) continue;  // another one's to see to
+    float score = choice.score;
+    if (!t.rule.contest_chosen && t.claims.count[place] > 1) {
+      const Location at = location_of(t.levels, choice.point);
+      const Box predicted = predicted_box(t, image, choice.point);
+      for (int32_t g = lane; g < rows.count; g += kWarp) {
+        const Objective rival(t, image, rows.first, g);
+        if (!rival.takes_part || !t.rule.holds(rival.window, at)) continue;
+        const unsigned long long key = key_of(t.rule.overlap(predicted, rival.object), g);
+        best = key > best ? key : best;
+      }
+      __syncwarp();
+      best = largest_of_warp(best);
+      score = Objective(t, image, rows.first, object_of(best)).score(t, choice.point, claim_of(best));
+    }
+    if (lane > 0) continue;
+    t.claims.holder[place] = object_of(best) + 1;
+    t.target[place] = score;
+    t.iou[place] = claim_of(best);
+  }
+}
+
+__global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __grid_constant__ Task t) {
+  __shared__ Window window;
+  __shared__ TopList list;
+  __shared__ uint32_t best_score, best_overlap;  // ordered()
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
+  if (image < 0) return;
+  const int64_t first_row = t.objects.of(image).first;
+  const Objective own(t, image, first_row, static_cast<int32_t>(row - first_row));
+  if (!own.takes_part) return;
+  window.open(t.levels, own.window, t.rule.margin);
+  list.clear();
+  if (threadIdx.x == 0) best_score = best_overlap = ordered(0.0f);
+  __syncthreads();
+
+  const int32_t count = window.begin[t.levels.count];
+  for (int32_t base = 0; base < count; base += kChoosers) {
+    Choice mine{0.0f, 0, 0.0f};
+    if (base + static_cast<int32_t>(threadIdx.x) < count) {
+      mine.point = window.point(t.levels, base + threadIdx.x);
+      const int64_t place = image * t.num_points + mine.point;
+      if (t.claims.holder[place] == own.index + 1) {
+        mine.score = t.target[place];
+        mine.claim = t.iou[place];
+        if (t.keep > 0) {  // what is not kept
+          t.target[place] = t.iou[place] = 0.0f;
+        } else {
+          atomicMax(&best_score, ordered(mine.score));
+          atomicMax(&best_overlap, ordered(mine.claim));
+        }
+      }
+    }
+    if (t.keep > 0) list.offer(mine.score > 0.0f, mine, t.keep);
+  }
+
+  if (t.keep > 0) {
+    list.shrink(t.keep);
+    for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
+      atomicMax(&best_score, ordered(list.choices[i].score));
+      atomicMax(&best_overlap, ordered(list.choices[i].claim));
+    }
+  }
+  __syncthreads();
+  const float score = unordered(best_score), overlap = unordered(best_overlap);
+  const auto keep = [&](const Choice& choice) {
+    const int64_t place = image * t.num_points + choice.point;
+    t.owner[place] = own.index;
+    t.target[place] = t.rule.target(choice.score, score, overlap);
+    t.iou[place] = choice.claim;
+  };
+  if (t.keep > 0) {
+    for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) keep(list.choices[i]);
+  } else {
+    for (int32_t i = threadIdx.x; i < count; i += kChoosers) {
+      const int32_t point = window.point(t.levels, i);
+      const int64_t place = image * t.num_points + point;
+      if (t.claims.holder[place] == own.index + 1) keep({t.target[place], point, t.iou[place]});
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
+    const Tensor& pred_boxes, const Tensor& pred_scores, const Tensor& gt_boxes, const Tensor& gt_labels,
+    MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, std::optional<Tensor> wanted, int64_t min_points,
+    int64_t max_points, int64_t keep, double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
+    double raise_below, double least_side, int64_t contest, double epsilon, int64_t activation) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
+  const TaskAligned rule = make_task_aligned(alpha, beta, overlap, candidates, margin, raise_below, least_side, contest,
+                                             epsilon, activation);
+  check_chosen(max_points, keep);
+  const Quota quota(min_points, max_points, max_points);
+  const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
+  const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
+  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+
+  const Queue queue(gt_boxes);
+  Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
+  Tensor target = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  const int64_t all_points = num_images * num_points;
+  if (all_points == 0) return {owner, target, iou};
+
+  // One workspace: 16 bytes per point, 12 k + 4 per object.
+  const int64_t bytes = 16 * all_points + num_objects * (max_points * sizeof(Choice) + sizeof(int32_t));
+  Tensor workspace = new_tensor(gt_boxes, {(bytes + 7) / 8}, ScalarType::Long);
+  auto* const best = reinterpret_cast<unsigned long long*>(workspace.mutable_data_ptr<int64_t>());
+  auto* const count = reinterpret_cast<int32_t*>(best + all_points);
+  auto* const choices = reinterpret_cast<Choice*>(count + 2 * all_points);
+
+  Task task{Levels(grid),
+            rule,
+            {},
+            0,
+            0,
+            gt_boxes.const_data_ptr<float>(),
+            gt_labels.const_data_ptr<int64_t>(),
+            wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
+            quota,
+            static_cast<int32_t>(max_points),
+            static_cast<int32_t>(keep),
+            FloatView<3>(pred_boxes),
+            FloatView<3>(pred_scores),
+            num_points,
+            pred_scores.size(2),
+            {best, count, count + all_points},
+            choices,
+            reinterpret_cast<int32_t*>(choices + num_objects * max_points),
+            owner.mutable_data_ptr<int64_t>(),
+            target.mutable_data_ptr<float>(),
+            iou.mutable_data_ptr<float>()};
+  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
+    task.objects = rows;
+    task.num_images = static_cast<int32_t>(images);
+    task.first_row = rows.listed ? rows.row_of[0] : 0;
+    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : num_objects;
+    queue.launch(task_aligned_prepare_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, task);
+    if (num_rows == 0) return;
+    const dim3 blocks(static_cast<unsigned>(num_rows));
+    queue.launch(task_aligned_choose_kernel, blocks, kChoosers, task);
+    queue.launch(task_aligned_contest_kernel, blocks, kChoosers, task);
+    queue.launch(task_aligned_finish_kernel, blocks, kChoosers, task);
+  });
+  return {owner, target, iou};
+}
+
+}  // namespace mgassign::cuda
+
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("task_aligned_assign", TORCH_BOX(&mgassign::cuda::task_aligned_assign_cuda)); }

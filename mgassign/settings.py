@@ -1,0 +1,83 @@
+"""The settings of the assigners that have many, with the presets of the projects they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from . import _checks
+
+__all__ = ["TaskAligned"]
+
+#: The most points that an object may choose: the lists of choices are kept in fast memory.
+MOST_CHOSEN = 128
+
+
+@dataclass(frozen=True)
+class TaskAligned:
+    """Settings of :func:`mgassign.task_aligned_assign`.
+
+    A point's score for an object is ``s ** alpha * u ** beta``: s the probability of the object's class, u the overlap
+    of predicted box and object.
+
+    Attributes:
+        k: How many points each object chooses, at most: those of highest score above 0.
+        keep: How many of the points it holds after the contest stay with an object, at most; None: all of them.
+        alpha, beta: How much class and overlap count.
+        overlap: ``"ciou"``, the complete IoU held to [0, 1], or ``"iou"``.
+        candidates: Which points an object may choose. ``"inside"``: those inside its window. ``"anywhere"``: all of
+            them, but those chosen outside its window are lost.
+        margin: How far inside its window a point must lie at least, in pixels.
+        least_side: The window is the object's box with sides raised to this, in pixels; 0: the box itself.
+        raise_below: Sides shorter than this are raised, in pixels; None: those below ``least_side``.
+        contest: Who gets a point that several objects chose: the highest overlap, ``"inside"`` of all objects in whose
+            window it lies, or ``"chosen"`` of those that chose it. Equal overlaps: the lower index.
+        epsilon: Added to the highest score where targets are divided by it.
+
+    Presets, each compared with the package: ``ULTRALYTICS`` (8.4.140 and newer: YOLOv8, YOLO11, YOLO12 and the many of
+    YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head), ``TOOD``
+    (mmdet 3.3).
+    ``least_side`` of the first three is the stride of the second level; ``dataclasses.replace`` makes others.
+    """
+
+    k: int = 10
+    keep: int | None = None
+    alpha: float = 0.5
+    beta: float = 6.0
+    overlap: Literal["ciou", "iou"] = "ciou"
+    candidates: Literal["inside", "anywhere"] = "inside"
+    margin: float = 1e-9
+    least_side: float = 0.0
+    raise_below: float | None = None
+    contest: Literal["inside", "chosen"] = "inside"
+    epsilon: float = 1e-9
+
+    ULTRALYTICS: ClassVar[TaskAligned]
+    YOLO26: ClassVar[TaskAligned]
+    YOLOV10: ClassVar[TaskAligned]
+    TOOD: ClassVar[TaskAligned]
+
+    def __post_init__(self) -> None:
+        for name in ("k", "keep"):
+            value = getattr(self, name)
+            if value is not None or name == "k":
+                _checks.count(name, value)
+                if not 1 <= value <= MOST_CHOSEN:
+                    raise ValueError(f"{name}: expected 1 to {MOST_CHOSEN}, got {value}")
+        _checks.number("alpha", self.alpha, at_least=0)
+        _checks.number("beta", self.beta, above=0)
+        _checks.choice("overlap", self.overlap, ("ciou", "iou"))
+        _checks.choice("candidates", self.candidates, ("inside", "anywhere"))
+        _checks.choice("contest", self.contest, ("inside", "chosen"))
+        for name in ("margin", "least_side", "epsilon"):
+            _checks.number(name, getattr(self, name), at_least=0)
+        if self.raise_below is not None:
+            _checks.number("raise_below", self.raise_below, at_least=0)
+
+
+TaskAligned.ULTRALYTICS = TaskAligned(least_side=16.0)
+TaskAligned.YOLO26 = TaskAligned(least_side=16.0, k=7, keep=1)
+TaskAligned.YOLOV10 = TaskAligned(least_side=16.0, k=1)
+TaskAligned.TOOD = TaskAligned(
+    k=13, alpha=1.0, overlap="iou", candidates="anywhere", margin=0.01, contest="chosen", epsilon=1e-7
+)
