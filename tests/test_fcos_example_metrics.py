@@ -9,8 +9,9 @@ pytest.importorskip("tqdm")
 pytest.importorskip("torchvision")
 
 import metrics
-from compare import summarize, t_quantile
-from metrics import Detections, Truth, coco_ap, voc_ap
+from metrics import Detections, Truth, ap_of, bootstrap, coco_ap, match, voc_ap
+from runs import UserError
+from table import add_result, markdown, read_results, summarize
 
 
 def truth(*boxes: list[float], labels: list[int] | None = None, difficult: list[int] | None = None) -> Truth:
@@ -118,17 +119,101 @@ def test_perfect_detections_have_a_coco_ap_of_one():
     assert coco_ap(truths, [found((0.9, A), (0.8, B), labels=[0, 1])], 3).ap == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
-def test_students_t(freedom, expected):
-    assert t_quantile(freedom) == pytest.approx(expected, abs=6e-4)
+def some_truths_and_detections(seed: int, images: int = 12) -> tuple[list[Truth], list[Detections]]:
+    generator = torch.Generator().manual_seed(seed)
+    truths, detections = [], []
+    for _ in range(images):
+        corners = 60 * torch.rand(5, 2, generator=generator)
+        boxes = torch.cat([corners, corners + 10 + 30 * torch.rand(5, 2, generator=generator)], dim=1)
+        labels = torch.randint(3, (5,), generator=generator)
+        truths.append(Truth(boxes, labels, torch.rand(5, generator=generator) < 0.2))
+        moved = (boxes + 6 * torch.rand(5, 4, generator=generator)).repeat(2, 1)
+        detections.append(Detections(moved, torch.rand(10, generator=generator), labels.repeat(2)))
+    return truths, detections
+
+
+def test_an_image_that_counts_twice_is_as_two():
+    truths, detections = some_truths_and_detections(0)
+    weights = [2, 0, 1, 3, *[1] * 8]
+    several = [i for i, weight in enumerate(weights) for _ in range(weight)]
+    weighted = ap_of(match(truths, detections, 3), torch.tensor(weights).numpy())
+    repeated = voc_ap([truths[i] for i in several], [detections[i] for i in several], 3)
+    torch.testing.assert_close(weighted.per_class, repeated.per_class, rtol=0, atol=0)
+    assert weighted.ap != voc_ap(truths, detections, 3).ap
+
+
+def test_bootstrap_draws_sets_of_images():
+    truths, detections = some_truths_and_detections(1, images=40)
+    matches = match(truths, detections, 3)
+    drawn = torch.tensor([of.ap for of in bootstrap(matches, 100)], dtype=torch.float64)
+    assert drawn.tolist() == [of.ap for of in bootstrap(matches, 100)]
+    assert abs(float(drawn.mean()) - ap_of(matches).ap) < 2 * float(drawn.std())
+    # As the deviation of a mean does, it falls with the root of the number of images.
+    fewer = torch.tensor([of.ap for of in bootstrap(match(truths[:10], detections[:10], 3), 100)])
+    assert 1.3 < float(fewer.std() / drawn.std()) < 3
+
+
+def a_model(arm: str, seed: int, ap: float, **of_reading: object) -> dict[str, object]:
+    scores = dict.fromkeys(("AP", "AP50", "AP75"), ap) | of_reading
+    return {"backbone": "lite0", "arm": arm, "seed": seed, "class alone": scores}
 
 
 def test_paired_differences():
     """Both strategies vary with the seed, their difference does not: the interval knows."""
-    scores = {
-        "original": {s: dict.fromkeys(("AP", "AP50", "AP75"), v) for s, v in enumerate((10.0, 20.0, 30.0))},
-        "mutual": {s: dict.fromkeys(("AP", "AP50", "AP75"), v) for s, v in enumerate((11.0, 22.0, 33.0))},
-    }
-    entry = summarize(scores)["mutual"]["AP"]
+    pytest.importorskip("scipy")
+    original = [a_model("original", s, v) for s, v in enumerate((10.0, 20.0, 30.0, 90.0))]
+    mutual = [a_model("mutual", s, v) for s, v in enumerate((11.0, 22.0, 33.0))]
+    summary = summarize([*original, *mutual], "class alone")
+    entry = summary["lite0", "mutual"]["AP"]
     assert (entry["mean"], entry["sd"], entry["difference"]) == pytest.approx((22, 11, 2))
-    assert entry["half_interval"] == pytest.approx(4.303 * 1 / 3**0.5, abs=1e-3)  # differences 1, 2, 3
+    assert summary["lite0", "mutual"]["pairs"] == 3  # the original's fourth seed has no partner
+    # Differences 1, 2, 3; Student's t of 2 degrees of freedom is 4.303.
+    assert entry["half_interval"] == pytest.approx(4.303 * 1 / 3**0.5, abs=1e-3)
+    assert "difference" not in summary["lite0", "original"]["AP"]
+    # By a reading that no model has there is no table.
+    assert summarize([*original, *mutual], "class x quality") == {}
+
+
+def test_arms_are_compared_with_the_original_of_the_same_options():
+    pytest.importorskip("scipy")
+    arms = {"original": 1.0, "mutual": 2.0, "original --quality iou": 10.0, "mutual --quality iou": 13.0, "l2c -x": 5.0}
+    summary = summarize([a_model(arm, 0, ap) for arm, ap in arms.items()], "class alone")
+    assert [arm for _, arm in summary] == [
+        "original",
+        "mutual",
+        "original --quality iou",
+        "mutual --quality iou",
+        "l2c -x",
+    ]
+    assert summary["lite0", "mutual"]["AP"]["difference"] == 1
+    assert summary["lite0", "mutual --quality iou"]["AP"]["difference"] == 3
+    assert "difference" not in summary["lite0", "l2c -x"]["AP"]
+
+
+def test_the_interval_over_images_is_of_differences():
+    """Sets of images are easy or hard for both models alike; where they differ by a constant, the interval is a point."""
+    pytest.importorskip("scipy")
+    drawn = [float(i) for i in range(100)]
+    models = [
+        a_model(arm, seed, 50.0, bootstrap={"AP": [value + gain for value in drawn], "AP75": drawn})
+        for seed in range(2)
+        for arm, gain in (("original", 0), ("mutual", 1 + seed))
+    ]
+    entry = summarize(models, "class alone")["lite0", "mutual"]
+    assert entry["AP"]["images_interval"] == pytest.approx([1.5, 1.5])
+    assert entry["AP75"]["images_interval"] == pytest.approx([0, 0])
+    assert "+1.5 to +1.5" in markdown(models)
+
+
+def test_results_are_added_to(tmp_path):
+    path = tmp_path / "results.json"
+    add_result(path, {"test": ["x"]}, a_model("mutual", 1, 2.0))
+    add_result(path, {"test": ["x"]}, a_model("mutual", 0, 1.0))
+    models = add_result(path, {"test": ["x"]}, a_model("mutual", 1, 3.0))
+    assert models == read_results(path)["models"] == [a_model("mutual", 0, 1.0), a_model("mutual", 1, 3.0)]
+    assert len(path.read_text().splitlines()) == 5  # a line for each model
+    with pytest.raises(UserError, match=r"results\.json: holds results of another experiment"):
+        add_result(path, {"test": ["y"]}, a_model("mutual", 1, 3.0))
+    path.write_text('{"models"')
+    with pytest.raises(UserError, match=r"results\.json: not a file of results"):
+        read_results(path)

@@ -54,7 +54,7 @@ def metrics_of(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16", "lite0"])
 def test_the_network_has_the_points_of_its_grid(backbone):
     model = FCOS(5, backbone, size=96, width=32, head_convs=1)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_the_network_has_the_points_of_its_grid(backbone):
     points = 12 * 12 + 6 * 6 + 3 * 3 + 2 * 2
     assert predictions.logits.shape == (2, points, 5)
     assert predictions.boxes.shape == (2, points, 4)
-    assert predictions.centerness.shape == (2, points)
+    assert predictions.quality.shape == (2, points)
     # The prior: a hundredth of a chance for every class at every point.
     torch.testing.assert_close(predictions.logits.sigmoid().mean(), torch.tensor(0.01), rtol=0.2, atol=0)
     # Each point's box holds the point.
@@ -96,7 +96,7 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
         assert settings == {"min_points": 3}
         return Assignment(**owners, num_points=torch.zeros(3))
 
-    result = Criterion(grid, assigner, assign, min_points=3)(predictions, boxes, labels)
+    result = Criterion(grid, assigner, assign=assign, min_points=3)(predictions, boxes, labels)
 
     target, box, centerness, weights = torch.zeros(2, 5, 3), 0.0, 0.0, 0.0
     for image in range(2):
@@ -108,7 +108,7 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
                 left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
                 c = (min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)).sqrt()
                 box += c * generalized_box_iou_loss(predictions.boxes[image, j], boxes[image, g])
-                probability = predictions.centerness[image, j].sigmoid()
+                probability = predictions.quality[image, j].sigmoid()
                 centerness -= c * probability.log() + (1 - c) * (1 - probability).log()
                 weights += c
     expected = torch.stack([sigmoid_focal_loss(predictions.logits, target, 0.25, 2, "sum"), box, centerness])
@@ -117,17 +117,49 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
     torch.testing.assert_close(result.counts, torch.stack([class_points, weights, box_points]).float())
 
 
-@pytest.mark.parametrize(("by_class_alone", "kept", "score"), [(False, 1, 0.8 * 0.6), (True, 0, 0.9)])
-def test_detections_are_scored_by_class_times_centerness(by_class_alone, kept, score):
-    # Two boxes that overlap, of which NMS leaves the one of higher score; the last box scores too little either way.
+@pytest.mark.parametrize("quality", ["iou", "none"])
+def test_the_third_branch_learns_what_it_is_told(quality):
+    grid = PointGrid.for_image((16, 16), strides=(8, 16))
+    owners = {
+        "cls": torch.tensor([[0, -1, 1, -1, -1]]),
+        "loc": torch.tensor([[-1, 1, 1, 0, -1]]),
+        "original": torch.full((1, 5), -1),
+    }
+    boxes, labels = torch.tensor([[[0.0, 0, 8, 8], [4, 4, 16, 16]]]), torch.tensor([[2, 0]])
+    raw = torch.randn(1, 5, requires_grad=True)
+    predicted = torch.tensor([[[0.0, 0, 8, 4], [0, 0, 9, 9], [4, 4, 10, 16], [0, 0, 9, 9], [0, 0, 9, 9]]])
+    predictions = Predictions(torch.randn(1, 5, 3), predicted.requires_grad_(), raw)
+
+    def assign(*arguments: object) -> Assignment:
+        return Assignment(**owners, num_points=torch.zeros(2))
+
+    sums, counts = Criterion(grid, "mutual", quality, assign)(predictions, boxes, labels)
+    p = raw.detach().sigmoid()
+    # Both points that learn a class have half of their object.
+    expected = -sum(0.5 * p[0, j].log() + 0.5 * (1 - p[0, j]).log() for j in (0, 2)) if quality == "iou" else 0.0
+    assert float(sums[2].detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert counts[2] == (2 if quality == "iou" else 0)
+    # What a box is worth is the branch's to learn, not the box's.
+    sums[2].backward()
+    assert not predicted.grad.any()
+    assert raw.grad[0].nonzero().flatten().tolist() == ([0, 2] if quality == "iou" else [])
+
+
+@pytest.mark.parametrize(("reading", "kept", "score"), [("class x quality", 1, 0.8 * 0.6), ("class alone", 0, 0.9)])
+def test_detections_are_scored_by_class_times_quality_or_class_alone(reading, kept, score):
+    # Two boxes that overlap, of which NMS leaves the one of higher score; the last box scores too little for FCOS's limit.
     boxes = torch.tensor([[8.0, 8, 48, 48], [8, 8, 40, 48], [90, 90, 99, 99]])
-    probabilities = torch.tensor([[0.9, 0.01], [0.8, 0.01], [0.01, 0.04]])
-    centerness = torch.tensor([0.2, 0.6, 0.9])
-    predictions = Predictions(probabilities.logit()[None], boxes[None], centerness.logit()[None])
-    (found,) = evaluate.select(predictions, 96, by_class_alone)
+    probabilities = torch.tensor([[0.9, 0.001], [0.8, 0.001], [0.001, 0.04]])
+    quality = torch.tensor([0.2, 0.6, 0.9])
+    predictions = Predictions(probabilities.logit()[None], boxes[None], quality.logit()[None])
+    (found,) = evaluate.select(predictions, 96, reading, evaluate.LIMITS["fcos"])
     assert found.boxes.tolist() == [boxes[kept].tolist()]
     torch.testing.assert_close(found.scores, torch.tensor([score]))
     assert found.labels.tolist() == [0]
+    (found,) = evaluate.select(predictions, 96, reading, evaluate.LIMITS["authors"])
+    assert found.labels.tolist() == [0, 1]
+    (found,) = evaluate.select(predictions, 96, reading, evaluate.Limits(0.0, 1))
+    assert len(found.boxes) == 1
 
 
 def test_images_without_objects_train_the_background():
@@ -195,7 +227,7 @@ def test_the_loss_of_boxes_is_weighted(data, tmp_path):
     one, three = (metrics_of(tmp_path / weight) for weight in ("1", "3"))
     for lines, weight in ((one, 1), (three, 3)):
         for line in lines:
-            assert line["loss"] == pytest.approx(line["class"] + weight * line["box"] + line["centerness"], rel=1e-5)
+            assert line["loss"] == pytest.approx(line["class"] + weight * line["box"] + line["quality"], rel=1e-5)
     # The weight changes what is learned, not what the first prediction costs.
     assert [three[0][name] for name in LOSSES] == [one[0][name] for name in LOSSES]
     assert three[1]["box"] != one[1]["box"]
@@ -234,10 +266,15 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     passed_on = ["--", *TINY, "--batch", "4", "--epochs", "1"]
     assert compare.main([*arguments, "--seeds", "0", "1", *passed_on]) == 0
     assert trained == [f"resnet18-{a}-{s}" for s in (0, 1) for a in ("original", "mutual")]
-    table = json.loads((out / "table.json").read_text())
-    assert table["summary"]["resnet18"]["mutual"]["seeds"] == [0, 1]
-    assert "half_interval" in table["summary"]["resnet18"]["mutual"]["AP"]
-    assert "| resnet18 | Mutual Guidance | 2 |" in (out / "table.md").read_text()
+    results = json.loads((out / "results.json").read_text())
+    assert [(m["arm"], m["seed"]) for m in results["models"]] == [
+        ("mutual", 0),
+        ("mutual", 1),
+        ("original", 0),
+        ("original", 1),
+    ]
+    assert results["models"][0]["images"] == 4
+    assert (out / "table.md").read_text().count("| Mutual Guidance | 2 |") == 2
 
     # A finished run is not trained again.
     before = (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns
@@ -248,7 +285,8 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     checkpoints = [str(out / f"resnet18-{name}-0" / "last.pt") for name in ("original", "mutual")]
     assert evaluate.main([checkpoints[1], "--data", f"{data}:test", "--json", str(tmp_path / "s.json")]) == 0
     scores = json.loads((tmp_path / "s.json").read_text())
-    assert scores["voc"]["AP"] == table["runs"]["resnet18"]["mutual"]["0"]["AP"]
+    for reading in evaluate.READINGS:
+        assert scores[reading]["voc"]["AP"] == results["models"][0][reading]["AP"]
     assert "ellipse" in capsys.readouterr().out
 
     pictures = ["--data", f"{data}:test", "--images", "2", "--output", str(tmp_path / "figures"), "--min-score", "0"]
@@ -302,6 +340,9 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
         (["--box-weight", "nan"], "--box-weight: expected more than 0, got nan"),
         (["--original-epochs", "-1"], "--original-epochs: expected at least 0, got -1"),
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
+        (["--tune-from", "3"], "--tune-from: needs --pretrained and --norm batch"),
+        (["--tune-from", "3", "--pretrained", "--norm", "group"], "--tune-from: needs --pretrained and --norm batch"),
+        (["--cache", "features"], "--cache features: needs frozen blocks (--tune-from) and --augment flip"),
     ],
 )
 def test_wrong_options_are_told(capsys, arguments, message):

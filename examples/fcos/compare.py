@@ -3,37 +3,36 @@
     python examples/fcos/compare.py runs/table --train VOC2007:trainval --test VOC2007:test -- --epochs 60 --cache ram
 
 What follows -- goes to train.py. Every strategy gets the same seeds and the same schedule; the last checkpoint is
-scored, so that --test chooses nothing. Interrupted, the same command goes on; what is finished is not repeated. Writes
-table.json and table.md, as far as it has come, after every training.
+scored, so that --test chooses nothing. Interrupted, the same command goes on; what is finished is not repeated. Adds
+to a file of results and writes table.md, as far as it has come, after every training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import re
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import mgassign
+from backbone import BACKBONES
 from data import read_splits
 from drawn import default_set
-from evaluate import as_percent, detect, load_model, truths_of
-from metrics import coco_ap, voc_ap
-from model import BACKBONES
-from runs import HelpFormatter, UserError, command, join_world, write_json, write_text
+from evaluate import LIMITS, as_percent, detect, load_model, readings_of, truths_of
+from losses import ASSIGNERS
+from metrics import ap_of, bootstrap, coco_ap, match
+from runs import HelpFormatter, RunFolder, UserError, command, join_world, write_json, write_text
+from table import PRIMARY, add_result, markdown
 
-MEASURES = ("AP", "AP50", "AP75")
-NAMES = {
-    "original": "original",
-    "l2c": "Localize to Classify",
-    "c2l": "Classify to Localize",
-    "mutual": "Mutual Guidance",
-}
+REPLICATES = 200  # sets of images for the intervals over images
 
 
 def train_one(run: Path, options: list[str]) -> None:
@@ -56,86 +55,52 @@ def train_one(run: Path, options: list[str]) -> None:
         raise SystemExit(code)
 
 
-def score_one(run: Path, test: Sequence[str], device: str) -> dict[str, Any]:
-    """The last checkpoint's scores on ``test``, kept in the run's folder for the next time."""
+def score_one(run: Path, test: Sequence[str], device: str, limits: str) -> dict[str, Any]:
+    """The last checkpoint's scores on ``test`` by each reading, kept in the run's folder: a model reads it once."""
     kept = run / "test.json"
     if kept.is_file():
         scores: dict[str, Any] = json.loads(kept.read_text())
-        if scores["test"] == list(test):
+        if (scores["test"], scores["limits"]) == (list(test), limits):
             return scores
     with join_world(device) as world:
-        model, classes, _ = load_model(run / "last.pt", world.device)
+        model, classes, config = load_model(run / "last.pt", world.device)
         records, _ = read_splits(test, classes)
-        found, truths = detect(model, records, 16, world.device), truths_of(records)
-    of_voc = voc_ap(truths, found, len(classes))
-    per_class = dict(zip(classes, (100 * of_voc.per_class.mean(1)).round(decimals=2).tolist(), strict=True))
-    per_class_50 = dict(zip(classes, (100 * of_voc.per_class[:, 0]).round(decimals=2).tolist(), strict=True))
-    scores = {"test": list(test), **as_percent(of_voc)}
-    scores |= {"AP per class": per_class, "AP50 per class": per_class_50}
-    try:
-        scores["COCO AP"] = as_percent(coco_ap(truths, found, len(classes)))["AP"]
-    except UserError as error:
-        print(f"compare.py: {error}", file=sys.stderr)
+        readings, amp = readings_of(config["quality"]), config["amp"] == "bf16"
+        found = detect(model, records, 16, world.device, None, readings, LIMITS[limits], amp)
+    truths = truths_of(records)
+    scores = {"test": list(test), "limits": limits, "images": len(records), **_versions()}
+    for reading in readings:
+        matches = match(truths, found[reading], len(classes))
+        of_voc = ap_of(matches)
+        per_class = (100 * of_voc.per_class.mean(1)).round(decimals=2).tolist()
+        scores[reading] = {**as_percent(of_voc), "AP per class": dict(zip(classes, per_class, strict=True))}
+        drawn = [as_percent(of) for of in bootstrap(matches, REPLICATES)]
+        scores[reading]["bootstrap"] = {measure: [of[measure] for of in drawn] for measure in PRIMARY}
+        try:
+            scores[reading]["COCO AP"] = as_percent(coco_ap(truths, found[reading], len(classes)))["AP"]
+        except UserError as error:
+            print(f"compare.py: {error}", file=sys.stderr)
+    on_val = [line["readings"] for line in RunFolder(run).read_metrics() if "readings" in line]
+    scores["val"] = on_val[-1] if on_val else None
     write_json(kept, scores)
     return scores
 
 
-def t_quantile(freedom: int) -> float:
-    """Student's t that 95 % lie within: bisection on Simpson's rule, since neither torch nor Python has it."""
-    norm = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-
-    def within(t: float) -> float:
-        steps = 2000
-        heights = [(1 + (t * i / steps) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(steps + 1)]
-        total: float = heights[0] + heights[-1] + 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2])
-        return 2 * norm * t / steps / 3 * total
-
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
-    return low
-
-
-def summarize(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Mean and spread of each strategy, and its difference from the original one over the seeds both have."""
-    summary: dict[str, Any] = {}
-    for assigner, by_seed in runs.items():
-        summary[assigner] = {"seeds": sorted(by_seed)}
-        for measure in MEASURES:
-            values = [by_seed[seed][measure] for seed in sorted(by_seed)]
-            entry = {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
-            pairs = sorted(by_seed.keys() & runs.get("original", {}).keys())
-            if assigner != "original" and pairs:
-                differences = [by_seed[seed][measure] - runs["original"][seed][measure] for seed in pairs]
-                entry["difference"] = statistics.mean(differences)
-                if len(pairs) > 1:
-                    error = statistics.stdev(differences) / math.sqrt(len(pairs))
-                    entry["half_interval"] = t_quantile(len(pairs) - 1) * error
-            summary[assigner][measure] = entry
-    return summary
-
-
-def markdown(summaries: dict[str, dict[str, Any]]) -> str:
-    """The table: a line for each backbone and strategy."""
-    lines = [
-        "| backbone | assignment | seeds | " + " | ".join(MEASURES) + " | difference in AP |",
-        "|---|---|--:|" + "--:|" * len(MEASURES) + "--:|",
-    ]
-    for backbone, summary in summaries.items():
-        for assigner, entry in summary.items():
-            cells = [backbone, NAMES[assigner], str(len(entry["seeds"]))]
-            for measure in MEASURES:
-                spread = "" if entry[measure]["sd"] is None else f" ± {entry[measure]['sd']:.1f}"
-                cells.append(f"{entry[measure]['mean']:.1f}{spread}")
-            difference = ""
-            if "difference" in entry["AP"]:
-                difference = f"{entry['AP']['difference']:+.1f}"
-                if "half_interval" in entry["AP"]:
-                    difference += f" ± {entry['AP']['half_interval']:.1f}"
-            lines.append("| " + " | ".join([*cells, difference]) + " |")
-    note = "Mean ± standard deviation over seeds; difference from the original strategy with the same seeds, ± half its 95 % interval (Student's t)."
-    return "\n".join(lines) + f"\n\n{note}\n"
+def _versions() -> dict[str, str]:
+    """When and with what: the commit is that of this file's checkout, marked where that has been changed."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "date": date.today().isoformat(),
+        "commit": git.stdout.strip() or "unknown",
+        "mgassign": mgassign.__version__,
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,9 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", nargs="+", metavar="FOLDER:SPLIT", help="images to score on")
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=["resnet18"], help="one or more")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a training of each strategy for each")
-    parser.add_argument(
-        "--ablation", action="store_true", help="also Localize to Classify and Classify to Localize alone"
-    )
+    parser.add_argument("--arms", nargs="+", default=["original", "mutual"], metavar="ARM", help="what is compared: values "
+                        "of --assigner, and more options of train.py where quoted: 'mutual --quality iou'")  # fmt: skip
+    parser.add_argument("--limits", choices=list(LIMITS), default="authors", help="as in evaluate.py")
+    parser.add_argument("--results", type=Path, help="the file of results to add to; default: OUTPUT/results.json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -159,22 +125,25 @@ def main(arguments: list[str] | None = None) -> int:
     if args.train is None:
         drawn = default_set()
         args.train, args.test = [f"{drawn}:train"], [f"{drawn}:test"]
-    assigners = ["original", "l2c", "c2l", "mutual"] if args.ablation else ["original", "mutual"]
-    scores: dict[str, dict[str, dict[int, dict[str, Any]]]] = {b: {a: {} for a in assigners} for b in args.backbones}
+    for arm in args.arms:
+        if arm.split()[:1] == [] or arm.split()[0] not in ASSIGNERS:
+            parser.error(f"argument --arms: expected one to begin with {', '.join(ASSIGNERS)}, got {arm!r}")
+    results = args.results or args.output / "results.json"
+    setup = {"train": args.train, "test": args.test, "limits": args.limits, "options of train.py": passed_on}
+    text = ""
     # Seed by seed, so that what there is when it is interrupted can be compared.
     for backbone in args.backbones:
         for seed in args.seeds:
-            for assigner in assigners:
-                run = args.output / f"{backbone}-{assigner}-{seed}"
+            for arm in args.arms:
+                name = re.sub("[^a-z0-9.]+", "-", f"{backbone} {arm} {seed}")
+                assigner, *of_arm = arm.split()
                 options = ["--train", *args.train, "--backbone", backbone, "--seed", str(seed), "--assigner", assigner]
-                print(f"{run}:", flush=True)
-                train_one(run, [*options, "--device", args.device, *passed_on])
-                scores[backbone][assigner][seed] = score_one(run, args.test, args.device)
-                done = {b: {a: s for a, s in of.items() if s} for b, of in scores.items() if any(of.values())}
-                summaries = {b: summarize(of) for b, of in done.items()}
-                setup = {"train": args.train, "test": args.test, "options of train.py": passed_on}
-                write_json(args.output / "table.json", setup | {"summary": summaries, "runs": done})
-                text = markdown(summaries)
+                print(f"{args.output / name}:", flush=True)
+                train_one(args.output / name, [*options, "--device", args.device, *passed_on, *of_arm])
+                scores = score_one(args.output / name, args.test, args.device, args.limits)
+                model = {"backbone": backbone, "arm": arm, "seed": seed}
+                model |= {k: v for k, v in scores.items() if k not in setup}
+                text = markdown(add_result(results, setup, model))
                 write_text(args.output / "table.md", text)
     print(text, end="")
     return 0

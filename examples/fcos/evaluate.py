@@ -1,5 +1,7 @@
 """Scores a trained model: the paper's AP and, with --coco, COCO's; for each class and on the whole.
 
+Twice: by class times what the third branch says of the box (centerness), and by class alone, as the authors' code does.
+
 python examples/fcos/evaluate.py runs/mutual/last.pt --data VOC2007:test
 """
 
@@ -9,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,24 +19,45 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from tqdm import tqdm
 
 from data import Record, load_image, read_splits
+from features import Features
 from metrics import Detections, Scores, Truth, coco_ap, voc_ap
 from model import FCOS, Predictions
 from runs import HelpFormatter, UserError, command, join_world, load_checkpoint, positive, write_json
 
-MIN_SCORE, MAX_OVERLAP, MOST, MOST_BEFORE = 0.05, 0.5, 100, 1000
+MAX_OVERLAP, MOST_BEFORE = 0.5, 1000
 
 
-def select(predictions: Predictions, size: int, by_class_alone: bool = False) -> list[Detections]:
-    """What is found in each image: score is class times centerness; NMS class by class; boxes in pixels of the input."""
+class Limits(NamedTuple):
+    """What becomes of detections before they are scored."""
+
+    min_score: float
+    most: int
+    """In an image, the best ones."""
+
+
+LIMITS = {"authors": Limits(0.005, 300), "fcos": Limits(0.05, 100)}
+# What a detection's score is; a model whose third branch learns nothing has but the second.
+READINGS = ("class x quality", "class alone")
+
+
+def readings_of(quality: str) -> tuple[str, ...]:
+    """The readings of a model trained with ``--quality``, its own first."""
+    return READINGS[1:] if quality == "none" else READINGS
+
+
+def select(
+    predictions: Predictions, size: int, reading: str = READINGS[0], limits: Limits = LIMITS["authors"]
+) -> list[Detections]:
+    """What is found in each image, NMS class by class; boxes in pixels of the input."""
     found = []
-    for logits, boxes, centerness in zip(*predictions, strict=True):
-        scores = logits.sigmoid() if by_class_alone else logits.sigmoid() * centerness.sigmoid()[:, None]
+    for logits, boxes, quality in zip(*predictions, strict=True):
+        scores = logits.sigmoid() * (quality.sigmoid()[:, None] if reading == READINGS[0] else 1)
         scores = scores.flatten()
         scores, order = scores.topk(min(MOST_BEFORE, len(scores)))
-        order, scores = order[scores > MIN_SCORE], scores[scores > MIN_SCORE]
+        order, scores = order[scores > limits.min_score], scores[scores > limits.min_score]
         labels = order % logits.shape[1]
         chosen = clip_boxes_to_image(boxes[order // logits.shape[1]], (size, size))
-        kept = batched_nms(chosen, scores, labels, MAX_OVERLAP)[:MOST]
+        kept = batched_nms(chosen, scores, labels, MAX_OVERLAP)[: limits.most]
         found.append(Detections(chosen[kept], scores[kept], labels[kept]))
     return found
 
@@ -45,28 +68,38 @@ def detect(
     records: Sequence[Record],
     batch: int,
     device: torch.device,
-    images: Tensor | None = None,
-    by_class_alone: bool = False,
-) -> list[Detections]:
+    inputs: Tensor | Features | None = None,
+    readings: Sequence[str] = READINGS[:1],
+    limits: Limits = LIMITS["authors"],
+    amp: bool = False,
+) -> dict[str, list[Detections]]:
     """Runs a model over a set; boxes in pixels of each image as its file has it.
 
     Args:
-        images: All of them, uint8 [N, 3, size, size], where they are decoded already.
-        by_class_alone: Leave centerness out of the score.
+        inputs: All images, uint8 [N, 3, size, size], or their features, where they are at hand.
+        amp: Whether to compute in bfloat16.
+
+    Returns:
+        The detections in each image, for each of ``readings``.
     """
     model.eval()
-    found: list[Detections] = []
+    found: dict[str, list[Detections]] = {reading: [] for reading in readings}
     for start in tqdm(range(0, len(records), batch), "detecting", disable=None, leave=False):
         part = records[start : start + batch]
-        if images is None:
-            pixels = torch.stack([load_image(record.image, model.size) for record in part])
+        given: Tensor | list[Tensor]
+        if isinstance(inputs, Features):
+            given = [layer.to(device) for layer in inputs.of(torch.arange(start, start + len(part)))]
+        elif inputs is None:
+            given = torch.stack([load_image(record.image, model.size) for record in part]).to(device).float() / 255
         else:
-            pixels = images[start : start + batch]
-        predictions = model(pixels.to(device).float() / 255)
-        selected = select(predictions, model.size, by_class_alone)
-        for record, (boxes, scores, labels) in zip(part, selected, strict=True):
-            scale = (torch.tensor(record.size) / model.size).repeat(2)
-            found.append(Detections(boxes.cpu() * scale, scores.cpu(), labels.cpu()))
+            given = inputs[start : start + batch].to(device).float() / 255
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            predictions = model(given)
+        for reading in readings:
+            selected = select(predictions, model.size, reading, limits)
+            for record, (boxes, scores, labels) in zip(part, selected, strict=True):
+                scale = (torch.tensor(record.size) / model.size).repeat(2)
+                found[reading].append(Detections(boxes.cpu() * scale, scores.cpu(), labels.cpu()))
     return found
 
 
@@ -106,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="last.pt or best.pt of a run folder")
     parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="images to score it on")
     parser.add_argument("--coco", action="store_true", help="also COCO's AP; needs pycocotools")
-    parser.add_argument("--by-class-alone", action="store_true", help="leave centerness out of the score: how well does "
-                        "the class score tell good boxes from bad ones by itself?")  # fmt: skip
+    parser.add_argument("--limits", choices=list(LIMITS), default="authors", help="which detections are scored: authors: "
+                        "scores above .005 and 300 an image, as in their code; fcos: above .05 and 100")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the scores there too")
     parser.add_argument("--batch", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -115,17 +148,22 @@ def main(arguments: list[str] | None = None) -> int:
     with join_world(args.device) as world:
         if world.size > 1:
             raise UserError("runs in one process; start it without torchrun")
-        model, classes, _ = load_model(args.checkpoint, world.device)
+        model, classes, config = load_model(args.checkpoint, world.device)
         records, _ = read_splits(args.data, classes)
-        found = detect(model, records, args.batch, world.device, by_class_alone=args.by_class_alone)
+        readings, limits = readings_of(config["quality"]), LIMITS[args.limits]
+        found = detect(model, records, args.batch, world.device, None, readings, limits, config["amp"] == "bf16")
     metrics = {"voc": voc_ap} | ({"coco": coco_ap} if args.coco else {})
     results: dict[str, Any] = {"checkpoint": str(args.checkpoint), "data": args.data, "images": len(records)}
-    results["by_class_alone"] = args.by_class_alone
-    for name, metric in metrics.items():
-        scores = metric(truths_of(records), found, len(classes))
-        print(table(scores, classes, "VOC 2007's, IoU .50:.95" if name == "voc" else "COCO's"))
-        per_class = (100 * scores.per_class).round(decimals=2)
-        results[name] = as_percent(scores) | {"per_class": dict(zip(classes, per_class.tolist(), strict=True))}
+    results |= {"limits": limits._asdict(), "quality": config["quality"]}
+    for reading in readings:
+        results[reading] = {}
+        for name, metric in metrics.items():
+            scores = metric(truths_of(records), found[reading], len(classes))
+            title = f"{reading}, {'IoU .50:.95 as VOC 2007' if name == 'voc' else 'COCO'}"
+            print(table(scores, classes, title.replace("quality", config["quality"])))
+            per_class = (100 * scores.per_class).round(decimals=2)
+            results[reading][name] = as_percent(scores)
+            results[reading][name]["per_class"] = dict(zip(classes, per_class.tolist(), strict=True))
     if args.json:
         write_json(args.json, results)
     return 0

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle, Wedge
 
 from data import Record, load_image, open_image, read_splits
-from evaluate import detect, load_model
+from evaluate import detect, load_model, readings_of
 from metrics import Detections
 from mgassign import Assignment, mutual_guidance_assign
 from model import FCOS
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with join_world(args.device) as world:
         mutual, classes, config = load_model(args.mutual, world.device)
-        original, other_classes, _ = load_model(args.original, world.device)
+        original, other_classes, other_config = load_model(args.original, world.device)
         if classes != other_classes:
             raise UserError(f"{args.original} and {args.mutual} were trained for different classes")
         records, _ = read_splits(args.data, classes)
@@ -150,8 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
         settings = {name: config[name] for name in ("min_points", "level_gate")}
         save(figure_1(with_objects, mutual, world.device, settings), args.output / "figure1.png")
         found = {
-            "the original strategy": detect(original, with_objects, 16, world.device),
-            "Mutual Guidance": detect(mutual, with_objects, 16, world.device),
+            name: detect(model, with_objects, 16, world.device, readings=(reading,))[reading]
+            for name, model, reading in (
+                ("the original strategy", original, readings_of(other_config["quality"])[0]),
+                ("Mutual Guidance", mutual, readings_of(config["quality"])[0]),
+            )
         }
         save(figure_2(with_objects, found, classes, args.min_score), args.output / "figure2.png")
     return 0

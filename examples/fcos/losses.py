@@ -21,7 +21,8 @@ ASSIGNERS = {
     "c2l": ("original", "loc"),
     "mutual": ("cls", "loc"),
 }
-LOSSES = ("class", "box", "centerness")
+LOSSES = ("class", "box", "quality")
+QUALITIES = ("centerness", "iou", "none")  # what the third branch learns
 
 
 class LossSums(NamedTuple):
@@ -39,6 +40,8 @@ class Criterion:
     Args:
         grid: Where the points lie.
         assigner: A name of ``ASSIGNERS``; may be changed between steps.
+        quality: A name of ``QUALITIES``: the centerness of points that learn a box, the overlap of its own box where a
+            point learns a class, or nothing.
         assign: What does the work; ``profile_step.py`` puts plain PyTorch in its place.
         settings: Keywords for ``assign``.
     """
@@ -47,10 +50,12 @@ class Criterion:
         self,
         grid: PointGrid,
         assigner: str,
+        quality: str = "centerness",
         assign: Callable[..., Assignment] = mutual_guidance_assign,
         **settings: float | bool,
     ) -> None:
-        self.grid, self.assigner, self.assign, self.settings = grid, assigner, assign, settings
+        self.grid, self.assigner, self.quality = grid, assigner, quality
+        self.assign, self.settings = assign, settings
 
     def __call__(self, predictions: Predictions, boxes: Tensor, labels: Tensor) -> LossSums:
         """Objects padded: boxes float32 [B, G, 4] xyxy in pixels, labels int64 [B, G], -1 for padding; G > 0."""
@@ -64,19 +69,24 @@ class Criterion:
         learned = labels.gather(1, owner.clamp(min=0)).clamp(min=0)
         target = torch.zeros_like(predictions.logits).scatter_(2, learned[..., None], positive[..., None])
         class_loss = sigmoid_focal_loss(predictions.logits, target, alpha=0.25, gamma=2, reduction="sum")
+        overlap = paired_iou(predictions.boxes.detach(), _of_owner(boxes, owner)) * positive
 
         owner = getattr(found, for_box)
         positive_box = (owner >= 0).float()
-        of_owner = boxes.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
+        of_owner = _of_owner(boxes, owner)
         centerness = self.centerness(of_owner)
         weight = positive_box * centerness
         box_loss = (weight * generalized_box_iou_loss(predictions.boxes, of_owner)).sum()
-        centerness_loss = binary_cross_entropy_with_logits(
-            predictions.centerness, centerness, weight=positive_box, reduction="sum"
-        )
+
+        wanted, where = {
+            "centerness": (centerness, positive_box),
+            "iou": (overlap, positive),
+            "none": (overlap, torch.zeros_like(positive)),
+        }[self.quality]
+        quality_loss = binary_cross_entropy_with_logits(predictions.quality, wanted, weight=where, reduction="sum")
         return LossSums(
-            torch.stack([class_loss, box_loss, centerness_loss]),
-            torch.stack([positive.sum(), weight.sum(), positive_box.sum()]),
+            torch.stack([class_loss, box_loss, quality_loss]),
+            torch.stack([positive.sum(), weight.sum(), where.sum()]),
         )
 
     def centerness(self, boxes: Tensor) -> Tensor:
@@ -85,3 +95,16 @@ class Criterion:
         before, after = points - boxes[..., :2], boxes[..., 2:] - points
         ratios = torch.minimum(before, after).clamp(min=0) / torch.maximum(before, after).clamp(min=1e-6)
         return ratios.prod(-1).sqrt()
+
+
+def _of_owner(boxes: Tensor, owner: Tensor) -> Tensor:
+    """[B, G, 4] and [B, P] -> [B, P, 4]; of points that are nobody's, those of object 0."""
+    return boxes.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """The overlap of each box with the other of its place, [..., 4] -> [...]; 0 where neither has an area."""
+    least, most = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (most - least).clamp(min=0).prod(-1)
+    areas = sum((b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1) for b in (boxes, others))
+    return shared / (areas - shared).clamp(min=1e-6)

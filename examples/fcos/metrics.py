@@ -15,7 +15,9 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -56,55 +58,91 @@ def _scores(per_class: Tensor) -> Scores:
     return Scores(float(mean.mean()), float(mean[0]), float(mean[THRESHOLDS.index(0.75)]), per_class)
 
 
-def voc_ap(truths: Sequence[Truth], detections: Sequence[Detections], num_classes: int) -> Scores:
-    """The paper's metric, of all images."""
-    per_class = torch.full((num_classes, len(THRESHOLDS)), torch.nan, dtype=torch.float64)
-    for c in range(num_classes):
-        objects = sum(int(((t.labels == c) & ~t.difficult).sum()) for t in truths)
-        if objects:
-            per_class[c] = torch.stack([_eleven_point(hits, objects) for hits in _hits_of_class(truths, detections, c)])
-    return _scores(per_class)
+class Matches(NamedTuple):
+    """The detections of a class in all images, best first, and what became of them at each of THRESHOLDS."""
+
+    images: NDArray[np.int64]
+    """[n]: where each was found."""
+    right: NDArray[np.bool_]
+    """[T, n]."""
+    counted: NDArray[np.bool_]
+    """[T, n]: all but those of difficult objects."""
+    objects: NDArray[np.int64]
+    """[images]: how many there are to find."""
 
 
-def _hits_of_class(truths: Sequence[Truth], detections: Sequence[Detections], c: int) -> list[Tensor]:
-    """For each threshold whether each detection of a class is right, best first; those that do not count are left out.
+def match(truths: Sequence[Truth], detections: Sequence[Detections], num_classes: int) -> list[Matches]:
+    """For each class which detections are right.
 
     VOC's rule: a detection claims the object it overlaps most. If that is enough and the object is not taken
     yet by a better detection, it is right.
     """
-    scores, claims = [], []
+    return [_match_class(truths, detections, c) for c in range(num_classes)]
+
+
+def _match_class(truths: Sequence[Truth], detections: Sequence[Detections], c: int) -> Matches:
+    parts, objects, first = [], [], 0
     for image, (truth, found) in enumerate(zip(truths, detections, strict=True)):
         of_class, found_of_class = truth.labels == c, found.labels == c
         overlaps = box_iou(found.boxes[found_of_class].double(), truth.boxes[of_class].double())
-        if overlaps.shape[1]:
-            overlap, claimed = overlaps.max(1)
-            hard = truth.difficult[of_class][claimed]
-        else:
-            overlap = overlaps.new_zeros(len(overlaps))
-            claimed, hard = overlap.long(), overlap.bool()
-        scores.append(found.scores[found_of_class])
-        claims += [(image, *claim) for claim in zip(claimed.tolist(), overlap.tolist(), hard.tolist(), strict=True)]
-    order = torch.argsort(torch.cat(scores), descending=True, stable=True).tolist()
-    of_thresholds = []
-    for threshold in THRESHOLDS:
-        taken, hits = set(), []
-        for image, claimed, overlap, hard in (claims[i] for i in order):
-            enough = overlap >= threshold
-            if enough and hard:
-                continue
-            hits.append(enough and (image, claimed) not in taken)
-            if enough:
-                taken.add((image, claimed))
-        of_thresholds.append(torch.tensor(hits, dtype=torch.float64))
-    return of_thresholds
+        hard = truth.difficult[of_class]
+        objects.append(int((~hard).sum()))
+        overlap, claimed = overlaps.max(1) if len(hard) else (overlaps.new_zeros(len(overlaps)), None)
+        parts.append(
+            (
+                np.full(len(overlaps), image),
+                found.scores[found_of_class].numpy(),
+                overlap.numpy(),
+                np.full(len(overlaps), first) if claimed is None else first + claimed.numpy(),
+                np.zeros(len(overlaps), bool) if claimed is None else hard[claimed].numpy(),
+            )
+        )
+        first += len(hard)
+    images, scores, overlap, claimed_object, is_hard = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    images, overlap, claimed_object, is_hard = images[order], overlap[order], claimed_object[order], is_hard[order]
+    enough = overlap >= np.array(THRESHOLDS)[:, None]
+    right = np.zeros_like(enough)
+    for row, candidate in zip(right, enough & ~is_hard, strict=True):
+        places = candidate.nonzero()[0]
+        row[places[np.unique(claimed_object[places], return_index=True)[1]]] = True
+    return Matches(images, right, ~(enough & is_hard), np.array(objects))
 
 
-def _eleven_point(hits: Tensor, objects: int) -> Tensor:
+def ap_of(matches: Sequence[Matches], weights: NDArray[np.int64] | None = None) -> Scores:
+    """The paper's metric of matched detections.
+
+    Args:
+        weights: [images], how often each image counts; once each where None.
+    """
+    per_class = torch.full((len(matches), len(THRESHOLDS)), torch.nan, dtype=torch.float64)
+    for c, (images, right, counted, objects) in enumerate(matches):
+        weight = np.ones_like(objects) if weights is None else weights
+        present = (weight * objects).sum()
+        if present:
+            rights, counts = ((kind * weight[images]).cumsum(1) for kind in (right, counted))
+            of_thresholds = [_eleven_point(*of, present) for of in zip(rights, counts, strict=True)]
+            per_class[c] = torch.tensor(of_thresholds, dtype=torch.float64)
+    return _scores(per_class)
+
+
+def _eleven_point(rights: NDArray[np.int64], counts: NDArray[np.int64], objects: np.int64) -> float:
     """Precision, the best at any recall from here on, averaged over the recalls 0, .1, ... 1."""
-    right = hits.cumsum(0)
-    recall, precision = right / objects, right / torch.arange(1, len(hits) + 1)
-    reached = recall >= RECALLS[:, None]
-    return torch.where(reached, precision, 0.0).amax(1).mean() if len(hits) else right.sum()
+    precision = rights / np.maximum(counts, 1)
+    best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(best_from_here[np.searchsorted(rights / objects, RECALLS.numpy())].mean())
+
+
+def voc_ap(truths: Sequence[Truth], detections: Sequence[Detections], num_classes: int) -> Scores:
+    """The paper's metric, of all images."""
+    return ap_of(match(truths, detections, num_classes))
+
+
+def bootstrap(matches: Sequence[Matches], replicates: int, seed: int = 0) -> list[Scores]:
+    """The scores of sets of as many images, drawn with replacement: the same ones for every model and any machine."""
+    count, generator = len(matches[0].objects), torch.Generator().manual_seed(seed)
+    drawn = (torch.randint(count, (count,), generator=generator) for _ in range(replicates))
+    return [ap_of(matches, torch.bincount(images, minlength=count).numpy()) for images in drawn]
 
 
 def coco_ap(

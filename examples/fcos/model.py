@@ -1,7 +1,7 @@
-"""FCOS: a backbone, a feature pyramid, one head for all levels. Everything but the head is torchvision's.
+"""FCOS: a backbone, a feature pyramid, one head for all levels. The pyramid is torchvision's.
 
 Tian, Shen, Chen, He: *FCOS: Fully Convolutional One-Stage Object Detection* (ICCV 2019), with the later
-improvements of its authors: distances in units of the stride, centerness beside the boxes.
+improvements of its authors: distances in units of the stride, the quality branch (centerness) beside the boxes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
+from backbone import BACKBONES, Backbone
 from mgassign import PointGrid
 
 STRIDES = (8, 16, 32, 64)
-# Which of a backbone's layers the pyramid starts from, with their channels: strides 8, 16 and, ResNet, 32.
-BACKBONES = {
-    "resnet18": {"layer2": 128, "layer3": 256, "layer4": 512},
-    "vgg16": {"features.32": 512, "features.42": 512},  # conv4_3 and conv5_3 of vgg16_bn, after their ReLU
-}
 PRIOR = 0.01  # the class probability to start from: RetinaNet, section 4.1
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Predictions(NamedTuple):
@@ -35,8 +28,8 @@ class Predictions(NamedTuple):
     """[B, P, C], raw class scores."""
     boxes: Tensor
     """[B, P, 4], xyxy in pixels of the input."""
-    centerness: Tensor
-    """[B, P], raw."""
+    quality: Tensor
+    """[B, P], raw: how good the box is, by what ``--quality`` makes the branch learn."""
 
 
 class FCOS(nn.Module):
@@ -49,11 +42,8 @@ class FCOS(nn.Module):
         width: Channels of the pyramid and the head, a multiple of 32.
         head_convs: Convolutions before the last one, in each branch of the head.
         norm: ``"batch"``, or ``"group"`` to make the backbone's normalisation independent of the batch.
-        pretrained: Whether to download torchvision's ImageNet weights for the backbone.
+        pretrained, tune_from: As in :class:`Backbone`.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -64,46 +54,43 @@ class FCOS(nn.Module):
         head_convs: int = 4,
         norm: str = "batch",
         pretrained: bool = False,
+        tune_from: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes, self.size = num_classes, size
         self.grid = PointGrid.for_image((size, size), STRIDES)
-        build = {"resnet18": torchvision.models.resnet18, "vgg16": torchvision.models.vgg16_bn}[backbone]
-        network = build(weights="DEFAULT" if pretrained else None)
-        if norm == "group":
-            to_group_norm(network)
-        layers = BACKBONES[backbone]
-        self.backbone = create_feature_extractor(network, list(layers))
-        extra = ExtraLevels(len(STRIDES) - len(layers), width)
-        self.pyramid = FeaturePyramidNetwork(list(layers.values()), width, extra_blocks=extra)
+        self.backbone = Backbone(backbone, norm, pretrained, tune_from)
+        channels = list(BACKBONES[backbone].taps.values())
+        extra = ExtraLevels(len(STRIDES) - len(channels), width)
+        self.pyramid = FeaturePyramidNetwork(channels, width, extra_blocks=extra)
 
         self.class_tower, self.box_tower = _tower(width, head_convs), _tower(width, head_convs)
         self.logits = nn.Conv2d(width, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(width, 4, 3, padding=1)
-        self.centerness = nn.Conv2d(width, 1, 3, padding=1)
-        for part in (self.class_tower, self.box_tower, self.logits, self.distances, self.centerness):
+        self.quality = nn.Conv2d(width, 1, 3, padding=1)
+        for part in (self.class_tower, self.box_tower, self.logits, self.distances, self.quality):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.normal_(module.weight, std=0.01)
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.constant_(self.logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         self.scales = nn.Parameter(torch.ones(len(STRIDES)))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor) -> Predictions:
-        """Images float [B, 3, size, size], RGB in [0, 1]."""
-        features = self.pyramid(OrderedDict(self.backbone((images - self.mean) / self.std)))
-        logits, distances, centerness = [], [], []
+    def forward(self, inputs: Tensor | list[Tensor]) -> Predictions:
+        """Of images float [B, 3, size, size], RGB in [0, 1], or of what ``backbone.freeze`` makes of them."""
+        kept = self.backbone.freeze(inputs) if isinstance(inputs, Tensor) else inputs
+        features = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(self.backbone(kept))))
+        logits, distances, quality = [], [], []
         for scale, level in zip(self.scales, features.values(), strict=True):
             of_class, of_box = self.class_tower(level), self.box_tower(level)
             logits.append(_by_point(self.logits(of_class)))
             distances.append(_by_point(self.distances(of_box)) * scale)
-            centerness.append(_by_point(self.centerness(of_box)))
+            quality.append(_by_point(self.quality(of_box)))
         # e^6 strides is beyond any image: a bound for the first, wild steps.
-        ltrb = torch.cat(distances, 1).float().clamp(max=6).exp() * self.grid.point_strides(images.device)[:, None]
+        strides = self.grid.point_strides(self.scales.device)[:, None]
+        ltrb = torch.cat(distances, 1).float().clamp(max=6).exp() * strides
         return Predictions(
-            torch.cat(logits, 1).float(), self.grid.decode(ltrb), torch.cat(centerness, 1).float().squeeze(-1)
+            torch.cat(logits, 1).float(), self.grid.decode(ltrb), torch.cat(quality, 1).float().squeeze(-1)
         )
 
 
@@ -138,12 +125,3 @@ def _tower(width: int, count: int) -> nn.Sequential:
 def _by_point(x: Tensor) -> Tensor:
     """[B, channels, height, width] -> [B, points, channels], row by row as PointGrid numbers them."""
     return x.flatten(2).transpose(1, 2)
-
-
-def to_group_norm(module: nn.Module) -> None:
-    """Puts GroupNorm in the place of every BatchNorm."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(32, child.num_features))
-        else:
-            to_group_norm(child)

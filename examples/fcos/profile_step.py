@@ -23,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from data import Batch, TrainingSet, load_images, read_splits
 from drawn import default_set
 from mgassign import Assignment, PointGrid, reference
+from options import parse
 from runs import HelpFormatter, command, join_world, positive, write_json
-from train import parse
 from trainer import Trainer
 
 WARM_UP = 3

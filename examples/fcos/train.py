@@ -29,81 +29,14 @@ from tqdm import tqdm
 
 from data import Record, TrainingSet, check_images, load_images, read_splits
 from drawn import default_set
-from evaluate import as_percent, detect, truths_of
-from losses import ASSIGNERS
+from evaluate import as_percent, detect, readings_of, truths_of
+from features import Features, load_features
 from metrics import voc_ap
-from model import BACKBONES
-from runs import HelpFormatter, RunFolder, UserError, World, command, join_world, load_checkpoint, positive, write_json
+from options import config_of, parse
+from runs import RunFolder, UserError, World, command, join_world, load_checkpoint, write_json
 from trainer import Trainer, learning_rate
 
-# What may change from a start to the next: it says how to compute, not what.
-FREE_SETTINGS = ("run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every")
 INTERRUPTED = 128 + signal.SIGTERM
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("run", type=Path, help="the run folder, say runs/mutual")
-    parser.add_argument("--resume", action="store_true", help="go on where this run was left, if it was begun")
-
-    group = parser.add_argument_group("data, folders in PASCAL VOC's layout")
-    splits: dict[str, Any] = {"nargs": "+", "metavar": "FOLDER:SPLIT"}
-    group.add_argument("--train", **splits, help="images to learn; default: the drawn set")
-    group.add_argument("--val", **splits, help="images to score on while training; default: the drawn set's, or none")
-    group.add_argument("--check-data", action="store_true", help="decode every image first, and stop if one is broken")
-    group.add_argument(
-        "--cache", choices=["none", "ram", "gpu"], default="none", help="decode once; gpu: keep it where training runs"
-    )
-    group.add_argument("--augment", choices=["full", "flip"], default="full", help="full: mirror, zoom out, crop, distort "
-                       "colours, as SSD does; flip: mirror only, for short trainings")  # fmt: skip
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches; 0: none")
-
-    group = parser.add_argument_group("what is trained")
-    group.add_argument("--assigner", choices=list(ASSIGNERS), default="mutual", help="who learns what: FCOS's original "
-                       "strategy, Localize to Classify or Classify to Localize alone, or both")  # fmt: skip
-    group.add_argument("--original-epochs", type=int, default=0, metavar="N",
-                       help="begin with N epochs of the original strategy")  # fmt: skip
-    group.add_argument("--box-weight", type=float, default=1.0, metavar="W", help="of the loss of boxes beside the other "
-                       "two")  # fmt: skip
-    group.add_argument("--min-points", type=int, default=0, metavar="N", help="Mutual Guidance: at least N points each")
-    group.add_argument("--no-level-gate", dest="level_gate", action="store_false",
-                       help="Mutual Guidance: localization may use any level")  # fmt: skip
-    group.add_argument("--backbone", choices=list(BACKBONES), default="resnet18", help="where features come from")
-    group.add_argument("--pretrained", action="store_true", help="start from ImageNet weights; downloads them")
-    group.add_argument("--norm", choices=["batch", "group"], default="batch", help="the backbone's normalisation")
-    group.add_argument("--size", type=positive, default=320, help="height and width of the input; a multiple of 32")
-    group.add_argument("--width", type=positive, default=256, help="channels of pyramid and head; a multiple of 32")
-    group.add_argument("--head-convs", type=positive, default=4, metavar="N", help="convolutions in each branch")
-
-    group = parser.add_argument_group("how")
-    group.add_argument("--epochs", type=positive, default=60, help="passes over the images")
-    group.add_argument("--batch", type=positive, default=16, help="images of a step, of all processes together")
-    group.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate, after warm-up and before the "
-                       "cosine to 0")  # fmt: skip
-    group.add_argument("--weight-decay", type=float, default=0.05, help="AdamW's; not for biases and norms")
-    group.add_argument("--seed", type=int, default=0, help="first weights, order and changes of images")
-    group.add_argument("--amp", choices=["none", "bf16"], default="none", help="bf16: mixed precision")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network")
-    group.add_argument("--channels-last", action="store_true", help="the memory layout GPUs and oneDNN prefer")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; auto: a GPU if there is one")
-    group.add_argument("--eval-every", type=positive, default=10, metavar="N", help="epochs between scores on --val")
-    group.add_argument("--log-every", type=positive, default=10, metavar="N", help="steps between lines of metrics")
-    args = parser.parse_args(arguments)
-    for name in ("size", "width"):
-        if getattr(args, name) % 32:
-            parser.error(f"argument --{name}: expected a multiple of 32, got {getattr(args, name)}")
-    for name in ("lr", "box_weight"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
-    for name in ("workers", "min_points", "original_epochs"):
-        if getattr(args, name) < 0:
-            parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")
-    return args
-
-
-def config_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that decide what comes out."""
-    return {name: value for name, value in vars(args).items() if name not in FREE_SETTINGS}
 
 
 @contextmanager
@@ -152,7 +85,9 @@ def open_run(args: argparse.Namespace, world: World) -> tuple[RunFolder, dict[st
 class Journal:
     """What a run writes while it trains: metrics, curves, progress, checkpoints. Only the first process has one."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, val: list[Record], cached_val: Tensor | None) -> None:
+    def __init__(
+        self, folder: RunFolder, trainer: Trainer, val: list[Record], cached_val: Tensor | Features | None
+    ) -> None:
         self.folder, self.trainer, self.val, self.cached_val = folder, trainer, val, cached_val
         self.writer: Any = SummaryWriter(str(folder.path), purge_step=trainer.step + 1)
         self.bar = tqdm(total=trainer.steps, initial=trainer.step, disable=None, unit="step")
@@ -171,17 +106,24 @@ class Journal:
         self.bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
 
     def add_scores(self, epoch: int) -> None:
-        """Scores the model on --val, and keeps it if it is the best so far."""
-        trainer = self.trainer
-        found = detect(trainer.model, self.val, trainer.args.batch, trainer.world.device, self.cached_val)
-        scores = as_percent(voc_ap(truths_of(self.val), found, len(trainer.classes)))
-        self.folder.add_metrics(step=trainer.step, epoch=epoch, val=scores)
+        """Scores the model on --val, and keeps it if it is the best so far by its own reading."""
+        trainer, args = self.trainer, self.trainer.args
+        readings = readings_of(args.quality)
+        found = detect(
+            trainer.model, self.val, args.batch, trainer.world.device, self.cached_val, readings, amp=args.amp == "bf16"
+        )
+        of_reading = {
+            reading: as_percent(voc_ap(truths_of(self.val), found[reading], len(trainer.classes)))
+            for reading in readings
+        }
+        scores = of_reading[readings[0]]
+        self.folder.add_metrics(step=trainer.step, epoch=epoch, val=scores, readings=of_reading)
         self._add_curves("val", scores)
         if scores["AP"] > trainer.best:
             trainer.best = scores["AP"]
             self.folder.save(self.folder.best, {k: v for k, v in self.state().items() if k != "optimizer"})
         named = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
-        self.bar.write(f"epoch {epoch + 1}/{trainer.args.epochs}: {named}")
+        self.bar.write(f"epoch {epoch + 1}/{args.epochs}: {named}")
 
     def _add_curves(self, kind: str, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -196,6 +138,19 @@ class Journal:
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
+
+
+def _cache(
+    records: list[Record], args: argparse.Namespace, trainer: Trainer, mirrored: bool
+) -> Tensor | Features | None:
+    """What --cache keeps of a set, with mirror images where they are wanted."""
+    if args.cache == "none" or not records:
+        return None
+    if args.cache == "features":
+        return load_features(
+            args.run.parent / "features", trainer.model.backbone, records, args.size, mirrored=mirrored
+        )
+    return load_images(records, args.size, trainer.world.device if args.cache == "gpu" else "cpu")
 
 
 def train(args: argparse.Namespace, world: World) -> int:
@@ -218,9 +173,8 @@ def train(args: argparse.Namespace, world: World) -> int:
     if trainer.step == trainer.steps:
         print(f"{args.run}: finished already")
         return 0
-    where = {"none": None, "ram": "cpu", "gpu": world.device}[args.cache]
-    cached = load_images(records, args.size, where) if where else None
-    cached_val = load_images(val, args.size, where) if where and world.rank == 0 else None
+    cached = _cache(records, args, trainer, mirrored=True)
+    cached_val = _cache(val, args, trainer, mirrored=False) if world.rank == 0 else None
     dataset = TrainingSet(records, args.size, cached is None, args.augment)
     journal = Journal(folder, trainer, val, cached_val) if world.rank == 0 else None
 
@@ -274,7 +228,7 @@ def train(args: argparse.Namespace, world: World) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parse(arguments)
+    args = parse(arguments, __doc__)
     with join_world(args.device) as world:
         return train(args, world)
 

@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from augment import apply_changes
 from data import Batch
+from features import Features
 from losses import LOSSES, Criterion
-from model import FCOS, IMAGENET_MEAN
-from runs import UserError, World
+from model import FCOS
+from runs import World
 
-MODEL_SETTINGS = ("backbone", "size", "width", "head_convs", "norm")
+MODEL_SETTINGS = ("backbone", "size", "width", "head_convs", "norm", "tune_from")
 MAX_GRADIENT_NORM = 10.0
 
 
@@ -48,10 +49,7 @@ class Trainer:
         self.args, self.classes, self.steps, self.world = args, list(classes), steps, world
         self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
         torch.manual_seed(args.seed)
-        try:
-            self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
-        except OSError as error:
-            raise UserError(f"--pretrained: cannot have torchvision's weights: {error}") from error
+        self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
         self.model.to(world.device)
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -63,35 +61,49 @@ class Trainer:
                 print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
             network = DistributedDataParallel(self.model)
         self.network: Callable[..., Any] = torch.compile(network) if args.compile else network
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.model.parameters() if p.dim() > 1]},
-            {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.dim() > 1]},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay)
         self.criterion = Criterion(
-            self.model.grid, args.assigner, min_points=args.min_points, level_gate=args.level_gate
+            self.model.grid, args.assigner, args.quality, min_points=args.min_points, level_gate=args.level_gate
         )
         self.weights = torch.tensor([1, args.box_weight, 1], device=world.device)
-        self.fill = torch.tensor(IMAGENET_MEAN, device=world.device)[:, None, None]
+        self.fill = self.model.backbone.mean
         self.step, self.best = 0, -1.0
         if state:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best = state["step"], state["best"]
 
-    def train_step(self, batch: Batch, cached: Tensor | None) -> dict[str, Tensor]:
+    def inputs_of(self, batch: Batch, cached: Tensor | Features | None) -> Tensor | list[Tensor]:
+        """What the network is given of a batch: its images, changed, or what its frozen blocks make of them."""
+        device = self.world.device
+        if isinstance(cached, Features):
+            mirrored = batch.windows[:, 2] < batch.windows[:, 0]  # the one change that --augment flip makes
+            inputs = [layer.to(device) for layer in cached.of(batch.indices, mirrored)]
+        else:
+            pixels = cached[batch.indices.to(cached.device)] if cached is not None else batch.images
+            assert pixels is not None
+            pixels, windows, colors = (
+                part.to(device, non_blocking=True) for part in (pixels, batch.windows, batch.colors)
+            )
+            inputs = [apply_changes(pixels, windows, colors, self.fill)]
+        if self.args.channels_last:
+            inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+        return inputs if isinstance(cached, Features) else inputs[0]
+
+    def train_step(self, batch: Batch, cached: Tensor | Features | None) -> dict[str, Tensor]:
         """One step on this process's images; the losses it returns are those of all processes."""
         device, args = self.world.device, self.args
-        pixels = cached[batch.indices.to(cached.device)] if cached is not None else batch.images
-        assert pixels is not None
-        pixels, windows, colors, boxes, labels = (part.to(device, non_blocking=True) for part in (pixels, *batch[2:]))
-        images = apply_changes(pixels, windows, colors, self.fill)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        inputs = self.inputs_of(batch, cached)
+        boxes, labels = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.labels))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            predictions = self.network(images)
+            predictions = self.network(inputs)
         begins = self.step * args.epochs < self.steps * args.original_epochs
         self.criterion.assigner = "original" if begins else args.assigner
         sums, counts = self.criterion(predictions, boxes, labels)

@@ -1,0 +1,171 @@
+"""Tables of what compare.py found: means, and paired differences with intervals over seeds and over images.
+
+    python examples/fcos/table.py examples/fcos/results/frozen8.json
+
+A file of results has the experiment's setup and a line for each model. Any number of sessions may add theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluate import READINGS
+from runs import HelpFormatter, UserError, command, write_text
+
+MEASURES = ("AP", "AP50", "AP75")
+PRIMARY = ("AP", "AP75")  # with intervals
+NAMES = {
+    "original": "original",
+    "l2c": "Localize to Classify",
+    "c2l": "Classify to Localize",
+    "mutual": "Mutual Guidance",
+}
+Models = list[dict[str, Any]]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A file of results, empty if there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setup": None, "models": []}
+        if not isinstance(results["models"], list):
+            raise TypeError("no list of models")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a file of results: {type(error).__name__}: {error}") from error
+    return results
+
+
+def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Models:
+    """Puts a model's scores into a file of results, in the place of those of the same backbone, arm and seed.
+
+    Returns:
+        All models of the file.
+
+    Raises:
+        UserError: if the file is about another experiment.
+    """
+    results = read_results(path)
+    if results["setup"] not in (None, setup):
+        raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
+
+    def key(model: dict[str, Any]) -> tuple[str, str, int]:
+        return model["backbone"], model["arm"], model["seed"]
+
+    models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
+    lines = ",\n".join(json.dumps(model) for model in models)
+    write_text(path, f'{{"setup": {json.dumps(setup)},\n"models": [\n{lines}\n]}}\n')
+    return models
+
+
+def summarize(models: Models, reading: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """For each backbone and arm the mean and spread over its seeds, and what distinguishes it from the original strategy.
+
+    Arms differ from the one that has ``original`` in the place of their strategy and the same options, seed by seed. An
+    interval over seeds is Student's t; one over images is where the difference, averaged over seeds, lies in 95 % of the
+    sets of images drawn with replacement.
+    """
+    arms: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for model in models:
+        if reading in model:
+            arms.setdefault((model["backbone"], model["arm"]), {})[model["seed"]] = model[reading]
+    order = sorted(arms, key=lambda of: (of[0], of[1].split()[1:], list(NAMES).index(of[1].split()[0])))
+    summary: dict[tuple[str, str], dict[str, Any]] = {}
+    for backbone, arm in order:
+        by_seed = arms[backbone, arm]
+        of_arm: dict[str, Any] = {"seeds": sorted(by_seed)}
+        for measure in MEASURES:
+            values = [scores[measure] for scores in by_seed.values()]
+            of_arm[measure] = {
+                "mean": statistics.mean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+            }
+        original = arms.get((backbone, " ".join(["original", *arm.split()[1:]])), {})
+        pairs = [(by_seed[seed], original[seed]) for seed in sorted(by_seed.keys() & original.keys())]
+        if pairs and arm.split()[0] != "original":
+            of_arm["pairs"] = len(pairs)
+            for measure in MEASURES:
+                of_arm[measure] |= _difference(pairs, measure)
+        summary[backbone, arm] = of_arm
+    return summary
+
+
+def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], measure: str) -> dict[str, Any]:
+    from scipy.stats import t  # here, so that who trains without tables needs no SciPy
+
+    differences = [one[measure] - other[measure] for one, other in pairs]
+    entry: dict[str, Any] = {"difference": statistics.mean(differences), "by_seed": differences}
+    if len(pairs) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(pairs))
+        entry["half_interval"] = float(t.ppf(0.975, len(pairs) - 1)) * error
+    if all("bootstrap" in scores and measure in scores["bootstrap"] for pair in pairs for scores in pair):
+        drawn = [np.subtract(one["bootstrap"][measure], other["bootstrap"][measure]) for one, other in pairs]
+        entry["images_interval"] = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975]).tolist()
+    return entry
+
+
+def markdown(models: Models) -> str:
+    """The tables, one for each reading: a line for each backbone and arm."""
+    text = []
+    for reading in READINGS:
+        summary = summarize(models, reading)
+        if not summary:
+            continue
+        columns = [
+            reading,
+            "seeds",
+            *MEASURES,
+            *(f"{m}: {of}" for m in PRIMARY for of in ("difference", "over images")),
+        ]
+        text += ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
+        several = len({backbone for backbone, _ in summary}) > 1
+        for (backbone, arm), entry in summary.items():
+            strategy, *options = arm.split()
+            name = " ".join([backbone] * several + [NAMES[strategy], *options])
+            cells = [name, str(len(entry["seeds"]))]
+            for measure in MEASURES:
+                spread = "" if entry[measure]["sd"] is None else f" ± {entry[measure]['sd']:.1f}"
+                cells.append(f"{entry[measure]['mean']:.1f}{spread}")
+            for measure in PRIMARY:
+                cells += _difference_cells(entry[measure])
+            text.append("| " + " | ".join(cells) + " |")
+        text.append("")
+    note = (
+        "Mean ± standard deviation over seeds. Difference from the original strategy with the same seeds ± half its 95 % "
+        "interval (Student's t); 95 % interval of the same over sets of images (bootstrap)."
+    )
+    return "\n".join([*text, note]) + "\n"
+
+
+def _difference_cells(entry: dict[str, Any]) -> list[str]:
+    if "difference" not in entry:
+        return ["", ""]
+    half = f" ± {entry['half_interval']:.2f}" if "half_interval" in entry else ""
+    interval = "{:+.1f} to {:+.1f}".format(*entry["images_interval"]) if "images_interval" in entry else ""
+    return [f"{entry['difference']:+.2f}{half}", interval]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="files that compare.py wrote")
+    args = parser.parse_args(arguments)
+    for path in args.results:
+        results = read_results(path)
+        if not results["models"]:
+            raise UserError(f"{path}: has no results")
+        print(f"{path.stem}: {json.dumps(results['setup'])}\n\n{markdown(results['models'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
