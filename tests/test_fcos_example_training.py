@@ -94,7 +94,7 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
 
     def assign(*arguments: object, **settings: object) -> Assignment:
         assert settings == {"min_points": 3}
-        return Assignment(**owners, num_points=torch.zeros(3))
+        return Assignment(**owners, num_points=torch.zeros(3), iou=torch.zeros(2, 5))
 
     result = Criterion(grid, assigner, assign=assign, min_points=3)(predictions, boxes, labels)
 
@@ -131,7 +131,7 @@ def test_the_third_branch_learns_what_it_is_told(quality):
     predictions = Predictions(torch.randn(1, 5, 3), predicted.requires_grad_(), raw)
 
     def assign(*arguments: object) -> Assignment:
-        return Assignment(**owners, num_points=torch.zeros(2))
+        return Assignment(**owners, num_points=torch.zeros(2), iou=torch.zeros(1, 5))
 
     sums, counts = Criterion(grid, "mutual", quality, assign)(predictions, boxes, labels)
     p = raw.detach().sigmoid()
