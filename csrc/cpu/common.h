@@ -12,8 +12,14 @@
 
 // Compiles a loop for SSE2, AVX2 and AVX-512 and picks one when the library loads. Without contraction
 // all three give the same bits. Sanitizers run before the picking is done, so they get the plain loop.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__clang__)
+#define MGASSIGN_CLONES (__clang_major__ >= 14 && !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer))
+#elif defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MGASSIGN_CLONES (__GNUC__ >= 12)
+#else
+#define MGASSIGN_CLONES 0
+#endif
+#if defined(__x86_64__) && defined(__linux__) && MGASSIGN_CLONES
 #define MGASSIGN_VECTOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define MGASSIGN_VECTOR

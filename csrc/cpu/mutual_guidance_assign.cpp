@@ -93,7 +93,8 @@ MGASSIGN_INLINE void compete(Tile& tile, const Objects& objects, const int32_t* 
     for (int i = 0; i < kTilePoints; ++i) {
       const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], object.box, object.area);
       const bool better = (iou > tile.score[i]) & may_have(object, i);
-      tile.owner[i] = better ? object.index : tile.owner[i];
+      // Not "better ? index : owner": clang makes a masked store of it, which the next object's load has to wait for.
+      tile.owner[i] ^= (tile.owner[i] ^ object.index) & -int32_t{better};
       tile.score[i] = better ? iou : tile.score[i];
     }
   }
