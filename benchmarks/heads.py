@@ -79,6 +79,8 @@ class TorchvisionRetinaNet(Head):
         self.module = (MutualRetinaNet if ours else retinanet.RetinaNet)(
             backbone, NUM_CLASSES, anchor_generator=anchors
         )
+        if ours and sets:
+            self.module.sets = sets
 
     def predict(self, size, batch):
         from torchvision.models.detection.image_list import ImageList

@@ -332,6 +332,25 @@ inline void check_boxes(const Tensor& boxes, const char* name, const char* shape
   check_floating(boxes, name);
 }
 
+// Anchors [A, 4], which all images share.
+inline void check_anchors(const Tensor& anchors, const Tensor& gt_boxes) {
+  check_boxes(anchors, "anchors", "[A, 4]");
+  check_point_count(anchors.size(0));
+  check_same_device(gt_boxes, anchors, "gt_boxes");
+}
+
+// Overlaps from which on a point is positive, and no background.
+inline void check_thresholds(double high, double low, const char* name_high, const char* name_low) {
+  check(static_cast<float>(low) > 0 && high <= 1 && low <= high, name_low, ", ", name_high,
+        ": expected numbers above 0, at most 1, the first at most the second, got ", low, " and ", high);
+}
+
+// max_iou_assign: 0 none, 1 own, 2 object, 3 first.
+inline void check_low_quality(int64_t low_quality) {
+  check(0 <= low_quality && low_quality <= 3, "low_quality: expected 0 (none), 1 (own), 2 (object) or 3 (first), got ",
+        low_quality);
+}
+
 // amplified_centerness
 inline void check_probabilities(const Tensor& gt_boxes, const Tensor& probs, int64_t num_points, double sigma) {
   check_sigma(sigma);

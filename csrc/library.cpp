@@ -40,6 +40,16 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
         "int candidates, float margin, float raise_below, float least_side, int contest, float epsilon, int activation)"
         " -> (Tensor owner, Tensor target, Tensor iou)");
 
+  // anchors [A, 4], any float dtype and strides; low_quality: 0 none, 1 own, 2 object, 3 first
+  m.def("max_iou_assign(Tensor anchors, Tensor gt_boxes, Tensor? gt_labels, " MGASSIGN_OBJECTS ", "
+        "float high, float low, int low_quality, float min_iou, float ignore_share) -> (Tensor owner, Tensor iou)");
+
+  // The same for anchors [A, 4], which take the points' place
+  m.def("anchor_mutual_guidance_assign(Tensor anchors, Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, "
+        "Tensor gt_labels, " MGASSIGN_OBJECTS ", Tensor? wanted, float sigma, float positive, float ignore, "
+        "SymInt min_points, SymInt max_points, float ignore_share, int activation)"
+        " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points, Tensor iou)");
+
   // [P, 4], [G, 4] -> [P, G]
   m.def("box_iou(Tensor boxes, Tensor gt_boxes) -> Tensor");
 

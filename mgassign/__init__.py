@@ -3,6 +3,7 @@
 import torch.serialization
 
 from ._objects import IGNORE
+from .anchors import AnchorAssignment, anchor_mutual_guidance_assign, max_iou_assign
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
@@ -15,16 +16,19 @@ __version__ = "0.1.0"
 __all__ = [
     "FCOS_RANGES",
     "IGNORE",
+    "AnchorAssignment",
     "Assignment",
     "OriginalAssignment",
     "PointGrid",
     "TaskAligned",
     "TaskAlignedAssignment",
     "amplified_centerness",
+    "anchor_mutual_guidance_assign",
     "box_iou",
     "centerness",
     "dense_scores",
     "fcos_assign",
+    "max_iou_assign",
     "mutual_guidance_assign",
     "take",
     "task_aligned_assign",
@@ -32,4 +36,6 @@ __all__ = [
 ]
 
 # Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
-torch.serialization.add_safe_globals([Assignment, OriginalAssignment, PointGrid, TaskAligned, TaskAlignedAssignment])
+torch.serialization.add_safe_globals(
+    [AnchorAssignment, Assignment, OriginalAssignment, PointGrid, TaskAligned, TaskAlignedAssignment]
+)

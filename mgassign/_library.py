@@ -19,10 +19,12 @@ from torch import Tensor
 OPERATORS = (
     "fcos_assign",
     "mutual_guidance_assign",
+    "task_aligned_assign",
+    "max_iou_assign",
+    "anchor_mutual_guidance_assign",
     "box_iou",
     "amplified_centerness",
     "topk_per_object",
-    "task_aligned_assign",
 )
 
 
@@ -135,6 +137,12 @@ def call(operator: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
+def _num_images(gt_boxes: Tensor, gt_offsets: Tensor | None, gt_counts: list[int] | None) -> int:
+    if gt_counts is not None:
+        return len(gt_counts)
+    return gt_boxes.shape[0] if gt_offsets is None else gt_offsets.shape[0] - 1
+
+
 @torch.library.register_fake("mgassign::fcos_assign")
 def _(
     gt_boxes: Tensor,
@@ -144,22 +152,23 @@ def _(
     widths: list[int],
     *grid_and_settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    if gt_counts is not None:
-        num_images = len(gt_counts)
-    else:
-        num_images = gt_boxes.shape[0] if gt_offsets is None else gt_offsets.shape[0] - 1
+    num_images = _num_images(gt_boxes, gt_offsets, gt_counts)
     num_points = sum(h * w for h, w in zip(heights, widths, strict=True))
     original = gt_boxes.new_empty((num_images, num_points), dtype=torch.int64)
     return original, gt_boxes.new_empty((gt_boxes.numel() // 4,), dtype=torch.int64)
+
+
+def _mutual_guidance(pred_boxes: Tensor, gt_labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cls, loc, original = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64) for _ in range(3))
+    num_points = pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
+    return cls, loc, original, num_points, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
 
 
 @torch.library.register_fake("mgassign::mutual_guidance_assign")
 def _(
     pred_boxes: Tensor, pred_logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, *objects_grid_and_settings: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    cls, loc, original = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64) for _ in range(3))
-    num_points = pred_boxes.new_empty((gt_labels.numel(),), dtype=torch.int64)
-    return cls, loc, original, num_points, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
+    return _mutual_guidance(pred_boxes, gt_labels)
 
 
 @torch.library.register_fake("mgassign::task_aligned_assign")
@@ -167,6 +176,26 @@ def _(pred_boxes: Tensor, *scores_objects_grid_and_settings: Any) -> tuple[Tenso
     owner = pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64)
     target, iou = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32) for _ in range(2))
     return owner, target, iou
+
+
+@torch.library.register_fake("mgassign::anchor_mutual_guidance_assign")
+def _(
+    anchors: Tensor, pred_boxes: Tensor, pred_logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _mutual_guidance(pred_boxes, gt_labels)
+
+
+@torch.library.register_fake("mgassign::max_iou_assign")
+def _(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor | None,
+    gt_offsets: Tensor | None,
+    gt_counts: list[int] | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor]:
+    shape = (_num_images(gt_boxes, gt_offsets, gt_counts), anchors.shape[0])
+    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape)
 
 
 @torch.library.register_fake("mgassign::box_iou")

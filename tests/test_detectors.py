@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import mgassign
-from heads import EXACT, HEADS, NUM_CLASSES, Head, MmdetDDOD, MmdetFCOSPlain, MmdetRTMDet, Objects, TorchvisionFCOS
+from heads import (
+    EXACT,
+    HEADS,
+    NUM_CLASSES,
+    Head,
+    MmdetDDOD,
+    MmdetFCOSPlain,
+    MmdetRTMDet,
+    Objects,
+    TorchvisionFCOS,
+    TorchvisionRetinaNet,
+)
 from mgassign import IGNORE, fcos_assign, mutual_guidance_assign
 from scenes import random_boxes, scene
 
@@ -90,6 +101,30 @@ def test_three_steps(head):
         optimizer.step()
     names = {name for name, x in of.module.named_parameters() if x.requires_grad}
     assert all(".scale" in name for name in names - learnt)  # of levels too coarse for these objects
+
+
+def test_retinanet_with_the_original_sets_has_the_stock_losses_where_no_match_is_forced():
+    needs("torchvision")
+    stock = made(TorchvisionRetinaNet, False)
+    ours = made(TorchvisionRetinaNet, True, ("original", "original"))
+    size, differing = SIZES[0], 0
+    anchors = stock.predict(size, 1)[1][0]
+    inside = anchors[((anchors[:, :2] >= 0) & (anchors[:, 2:] <= min(size))).all(1)]
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        picked = inside[torch.randperm(len(inside), generator=generator)[:7]]
+        boxes = picked + 0.05 * torch.randn(picked.shape, generator=generator) * (picked[:, 2:] - picked[:, :2]).repeat(
+            1, 2
+        )
+        objects = [(boxes, torch.arange(7)), (boxes[:0], torch.arange(0))]
+        expected, found = losses(stock, size, objects), losses(ours, size, objects)
+        matched = mgassign.max_iou_assign(anchors, [boxes]).owner[0]
+        predictions = torch.zeros(1, len(anchors), 4), torch.zeros(1, len(anchors), NUM_CLASSES)
+        guided = mgassign.anchor_mutual_guidance_assign(anchors, *predictions, [boxes], [torch.arange(7)]).original[0]
+        differing += int((matched != guided).sum())
+        for name, value in expected.items():
+            assert (found[name] == value) == torch.equal(matched, guided), name
+    assert differing < 20  # forced: every one of equal overlaps there, the first here
 
 
 def test_torchvision_model_from_images_to_detections():

@@ -52,6 +52,15 @@ def calls(requires_grad: bool):
         (None, 0, 10, 0, 0.5, 6.0, 1, 0, 1e-9, 16.0, 16.0, 0, 1e-9, 1), strict=True))  # fmt: skip
     yield "task_aligned_assign", (pred_boxes, pred_logits, boxes, labels, None, [3, 2]), {**grid, **alignment}
     yield "task_aligned_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **alignment}
+    anchors = pred_boxes[0].detach().requires_grad_(requires_grad)
+    matching = {"high": 0.5, "low": 0.4, "low_quality": 1, "min_iou": 0.0, "ignore_share": 0.5}
+    guidance = {"wanted": None, "sigma": 2.0, "positive": 0.5, "ignore": 0.4, "min_points": 1, "max_points": 2**31 - 1,
+                "ignore_share": 0.5, "activation": 1}  # fmt: skip
+    yield "max_iou_assign", (anchors, boxes, None, offsets, None), matching
+    yield "max_iou_assign", (anchors, *padded, None, None), matching
+    predicted = (anchors, pred_boxes, pred_logits)
+    yield "anchor_mutual_guidance_assign", (*predicted, boxes, labels, None, [3, 2]), guidance
+    yield "anchor_mutual_guidance_assign", (*predicted, *padded, None, None), guidance
     yield "box_iou", (pred_boxes[0].detach().requires_grad_(requires_grad), boxes), {}
     yield "amplified_centerness", (boxes, scores), {**grid, "sigma": 2.0, "level_gate": True}
     yield "topk_per_object", (scores, torch.tensor([1, 2, 3, 4, 5]), torch.rand(5)), {}

@@ -12,24 +12,21 @@
 #include <torch/csrc/stable/library.h>
 
 #include "amplifier.h"
-#include "steps.h"
+#include "tile.h"
 
 namespace mgassign::cpu {
 
 namespace {
 
-constexpr int kTilePoints = 32;
 constexpr int64_t kTileColumns = 8;
 // Classify to Localize works on higher strips: it pays for each object once per strip, not per point.
 constexpr int64_t kTilesPerBand = 8;
 
-// Predictions of up to 32 neighbouring points, and whom they fit best so far.
+// The predictions of up to 32 neighbouring points, and whom they fit best so far.
 struct Tile {
-  float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints], area[kTilePoints];
+  BoxTile boxes;
   float x[kTilePoints], y[kTilePoints];  // the points themselves, where they have to lie inside their object
-  float score[kTilePoints];
-  int32_t owner[kTilePoints];
-  Box bounds;  // of all predictions
+  TileFit fit;
 };
 
 struct Strip {
@@ -51,64 +48,21 @@ std::vector<Strip> cut_into_strips(const Grid& grid, int64_t tiles_high) {
   return strips;
 }
 
-void grow(Box& bounds, const Box& box) {
-  bounds = {smaller(bounds.x1, box.x1), smaller(bounds.y1, box.y1), larger(bounds.x2, box.x2),
-            larger(bounds.y2, box.y2)};
-}
-
-// Areas and bounds of the boxes a tile holds. Those that are none become empty ones, which overlap nothing.
-MGASSIGN_VECTOR void prepare(Tile& tile) {
-  float x1[kTilePoints], y1[kTilePoints], x2[kTilePoints], y2[kTilePoints];
-  for (int i = 0; i < kTilePoints; ++i) {
-    const Box box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
-    const bool valid = is_valid(box);
-    x1[i] = valid ? box.x1 : kNowhere.x1;
-    y1[i] = valid ? box.y1 : kNowhere.y1;
-    x2[i] = valid ? box.x2 : kNowhere.x2;
-    y2[i] = valid ? box.y2 : kNowhere.y2;
-    tile.x1[i] = valid ? box.x1 : 0.0f;
-    tile.y1[i] = valid ? box.y1 : 0.0f;
-    tile.x2[i] = valid ? box.x2 : 0.0f;
-    tile.y2[i] = valid ? box.y2 : 0.0f;
-    tile.area[i] = valid ? area_of(box) : 0.0f;
-    tile.score[i] = 0.0f;
-    tile.owner[i] = -1;
-  }
-  for (int half = kTilePoints / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      x1[i] = smaller(x1[i], x1[i + half]);
-      y1[i] = smaller(y1[i], y1[i + half]);
-      x2[i] = larger(x2[i], x2[i + half]);
-      y2[i] = larger(y2[i], y2[i + half]);
-    }
-  tile.bounds = {x1[0], y1[0], x2[0], y2[0]};
-}
-
-// Lets the objects at the given places compete for the tile's points, those that may_have(object, point).
-template <typename MayHave>
-MGASSIGN_INLINE void compete(Tile& tile, const Objects& objects, const int32_t* places, int64_t count,
-                             const MayHave& may_have) {
-  for (int64_t k = 0; k < count; ++k) {
-    const Object object = objects[places[k]];
-    for (int i = 0; i < kTilePoints; ++i) {
-      const float iou = iou_of({tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]}, tile.area[i], object.box, object.area);
-      const bool better = (iou > tile.score[i]) & may_have(object, i);
-      // Not "better ? index : owner": clang makes a masked store of it, which the next object's load has to wait for.
-      tile.owner[i] ^= (tile.owner[i] ^ object.index) & -int32_t{better};
-      tile.score[i] = better ? iou : tile.score[i];
-    }
-  }
-}
-
+// Lets the objects at the given places compete for the tile's points.
 MGASSIGN_VECTOR void fit(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
-  compete(tile, objects, places, count, [](const Object&, int) { return true; });
+  compete(
+      tile.boxes, objects, places, count, tile.fit, [](const Object&, int) { return true; },
+      [](int64_t, const float*) {});
 }
 
 MGASSIGN_VECTOR void fit_inside(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
-  compete(tile, objects, places, count, [&tile](const Object& object, int i) {
-    return (tile.x[i] > object.box.x1) & (tile.x[i] < object.box.x2) & (tile.y[i] > object.box.y1) &
-           (tile.y[i] < object.box.y2);
-  });
+  compete(
+      tile.boxes, objects, places, count, tile.fit,
+      [&tile](const Object& object, int i) {
+        return (tile.x[i] > object.box.x1) & (tile.x[i] < object.box.x2) & (tile.y[i] > object.box.y1) &
+               (tile.y[i] < object.box.y2);
+      },
+      [](int64_t, const float*) {});
 }
 
 // Scratch space of one thread in pass 2.
@@ -132,12 +86,6 @@ struct Standing {
 };
 
 template <typename Element>
-Box load(const Element* at, int64_t side_step) {
-  return {static_cast<float>(at[0]), static_cast<float>(at[side_step]), static_cast<float>(at[2 * side_step]),
-          static_cast<float>(at[3 * side_step])};
-}
-
-template <typename Element>
 void localize_to_classify(const Strip& strip, const Objects& objects, const Strided<Element, 3>& boxes,
                           const Element* image, bool inside, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
@@ -154,36 +102,32 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   };
   const auto point = [&level](int64_t row, int64_t column) { return level.first_point + row * level.width + column; };
 
-  Box bounds = kNowhere;
+  Extent extent;
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    int filled = for_each_point(t, [&](int i, int64_t row, int64_t column) {
-      const Box box = load(image + point(row, column) * point_step, side_step);
-      tile.x1[i] = box.x1;
-      tile.y1[i] = box.y1;
-      tile.x2[i] = box.x2;
-      tile.y2[i] = box.y2;
+    const int count = for_each_point(t, [&](int i, int64_t row, int64_t column) {
+      tile.boxes.set(i, load_box(image + point(row, column) * point_step, side_step));
     });
     if (inside)
       for_each_point(t, [&](int i, int64_t row, int64_t column) {
         tile.x[i] = level.x.coordinate(column);
         tile.y[i] = level.y.coordinate(row);
       });
-    for (; filled < kTilePoints; ++filled) tile.x1[filled] = tile.y1[filled] = tile.x2[filled] = tile.y2[filled] = 0.0f;
-    prepare(tile);
-    grow(bounds, tile.bounds);
+    tile.boxes.prepare(count);
+    tile.fit.clear();
+    extent.grow(tile.boxes.extent);
   }
 
   int32_t* const found = workspace.found.data();
-  const int64_t num_near = touching(bounds, objects, found);
+  const int64_t num_near = touching(extent.bounds, objects, found);
   for (int64_t k = 0; k < num_near; ++k) workspace.near_strip.set(k, objects[found[k]]);
   const Objects near_strip = workspace.near_strip.view(0, num_near);
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    (inside ? fit_inside : fit)(tile, near_strip, found, touching(tile.bounds, near_strip, found));
+    (inside ? fit_inside : fit)(tile, near_strip, found, touching(tile.boxes.extent.bounds, near_strip, found));
     for_each_point(t, [&](int i, int64_t row, int64_t column) {
-      standing.owner[point(row, column)] = tile.owner[i];
-      standing.score[point(row, column)] = tile.score[i];
+      standing.owner[point(row, column)] = tile.fit.owner[i];
+      standing.score[point(row, column)] = tile.fit.score[i];
     });
   }
 }
@@ -212,17 +156,6 @@ void classify_to_localize(const Strip& strip, const Objects& objects, const Stri
         [&](int64_t j) { return static_cast<float>(column[j * logits.stride[1]]); }, take);
   }
   workspace.amplifier.flush(take);
-}
-
-// Of the points without an object, those are to be ignored whose predicted box lies in a region by this share.
-template <typename Element>
-void ignore_boxes_inside(const Box& region, const Strided<Element, 3>& boxes, const Element* image, float share,
-                         int64_t num_points, int64_t* owner) {
-  for (int64_t j = 0; j < num_points; ++j) {
-    if (owner[j] >= 0) continue;
-    const Box box = load(image + j * boxes.stride[1], boxes.stride[2]);
-    if (is_valid(box) && share_inside(box, region) >= share) owner[j] = kIgnored;
-  }
 }
 
 }  // namespace
@@ -311,7 +244,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
         for (int64_t j = 0; j < num_points; ++j) score[j] = owner[j] >= 0 ? score[j] : 0.0f;
       batch.for_each_region(image, [&, owner = owner](const Box& region) {
         if (task == 1) return ignore_points_inside(grid, region, owner);
-        ignore_boxes_inside(region, boxes, boxes.data + image * boxes.stride[0], share, num_points, owner);
+        ignore_boxes_inside(region, share, num_points, owner, [&](int64_t j) {
+          return load_box(boxes.data + image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
+        });
       });
     });
   });

@@ -16,7 +16,7 @@ int64_t ObjectBatch::largest_image() const {
   return largest;
 }
 
-Objects ObjectBatch::rank(int64_t image) {
+Objects ObjectBatch::order(int64_t image, bool by_area) {
   const auto object = [&](int64_t i) {
     const Box of_object = box(first(image) + i);
     return Object{of_object, area_of(of_object), static_cast<int32_t>(i)};
@@ -29,7 +29,7 @@ Objects ObjectBatch::rank(int64_t image) {
     const Object candidate = object(i);
     if (is_valid(candidate.box) && competes) keys[count++] = uint64_t{bits_of(candidate.area)} << 32 | i;
   }
-  std::sort(keys, keys + count);
+  if (by_area) std::sort(keys, keys + count);
   num_valid_[image] = count;
   for (int64_t k = 0; k < count; ++k) objects_.set(first(image) + k, object(keys[k] & 0xffffffff));
   return ranked(image);

@@ -76,7 +76,9 @@ class ObjectBatch {
   int64_t largest_image() const;
 
   // Sorts out and orders the objects of one image; different images may be ranked at once.
-  Objects rank(int64_t image);
+  Objects rank(int64_t image) { return order(image, true); }
+  // The same, but those that take part stay in the order they came in.
+  Objects list(int64_t image) { return order(image, false); }
   Box box(int64_t i) const { return {boxes_[4 * i], boxes_[4 * i + 1], boxes_[4 * i + 2], boxes_[4 * i + 3]}; }
   // Whether an object of the batch may have points.
   bool takes_part(int64_t i) const { return (!labels_ || labels_[i] >= 0) && is_valid(box(i)); }
@@ -89,10 +91,12 @@ class ObjectBatch {
     for (int64_t i = first(image); labels_ && i < offsets_[image + 1]; ++i)
       if (labels_[i] == kRegion && is_valid(box(i))) each(box(i));
   }
-  // The same, once rank(image) has run.
+  // The same, once rank(image) or list(image) has run.
   Objects ranked(int64_t image) const { return objects_.view(first(image), num_valid_[image]); }
 
  private:
+  Objects order(int64_t image, bool by_area);
+
   const float* boxes_;
   const int64_t* labels_;
   std::vector<int64_t> offsets_;

@@ -96,13 +96,6 @@ struct TopList {
   }
 };
 
-// Order-preserving, so that the largest of floats is the largest of integers.
-__device__ inline uint32_t ordered(float value) {
-  const uint32_t bits = bits_of(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-
 // Of the objects that claim a point, the one with the largest key gets it: the highest claim, then the lowest index.
 // No key is 0.
 __device__ inline unsigned long long key_of(float claim, int32_t object) {

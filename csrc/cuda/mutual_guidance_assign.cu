@@ -38,28 +38,6 @@ struct Competition {
   int64_t* takes_part;  // 1 for objects that do, 0 for padding, regions and boxes that are none
 };
 
-// Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-__device__ float smallest_of_warp(float value) {
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    value = smaller_number(value, __shfl_xor_sync(kAllLanes, value, step));
-  return value;
-}
-#else
-__device__ uint32_t ordered(float value) {
-  const uint32_t bits = bits_of(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-__device__ float smallest_of_warp(float value) { return unordered(__reduce_min_sync(kAllLanes, ordered(value))); }
-#endif
-__device__ float largest_of_warp(float value) { return -smallest_of_warp(-value); }
-
-__device__ Box bounds_of_warp(const Box& box, bool valid) {
-  return {smallest_of_warp(valid ? box.x1 : kInfinity), smallest_of_warp(valid ? box.y1 : kInfinity),
-          largest_of_warp(valid ? box.x2 : -kInfinity), largest_of_warp(valid ? box.y2 : -kInfinity)};
-}
-
 // Localize to Classify: the object a point's predicted box fits best so far. Overlaps are told apart by products, and
 // by divisions only where that leaves a doubt: 30 instructions of sm_90 for an object, where asking for a possible
 // win first and then dividing took 36, and 80 if one of the warp's points had to divide. (On a CPU, whose divisions run
@@ -119,12 +97,6 @@ __device__ uint8_t regions_around(const Competition& c, const ObjectRows::Rows& 
     }
   }
   return found;
-}
-
-// Lanes of the same owner count themselves together. All lanes call it.
-__device__ void count_standing(int32_t* count, int32_t owner, int lane) {
-  const unsigned alike = __match_any_sync(kAllLanes, owner);
-  if (owner >= 0 && lane == __ffs(alike) - 1) atomicAdd(&count[owner], __popc(alike));
 }
 
 __device__ void write_standing(const Standing& standing, int64_t at, int64_t first_row, bool exists,
@@ -310,6 +282,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                     wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
                     num_original,
                     quota,
+                    nullptr,
+                    false,
                     competition.takes_part,
                     num_images},
                    batch, 2);

@@ -8,6 +8,32 @@
 
 namespace mgassign::cuda {
 
+// Order-preserving, so that the least and largest of floats are those of integers.
+__device__ inline uint32_t ordered(float value) {
+  const uint32_t bits = bits_of(value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ inline float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+__device__ inline float smallest_of_warp(float value) {
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    value = smaller_number(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+#else
+__device__ inline float smallest_of_warp(float value) {
+  return unordered(__reduce_min_sync(kAllLanes, ordered(value)));
+}
+#endif
+__device__ inline float largest_of_warp(float value) { return -smallest_of_warp(-value); }
+
+__device__ inline Box bounds_of_warp(const Box& box, bool valid) {
+  return {smallest_of_warp(valid ? box.x1 : kInfinity), smallest_of_warp(valid ? box.y1 : kInfinity),
+          largest_of_warp(valid ? box.x2 : -kInfinity), largest_of_warp(valid ? box.y2 : -kInfinity)};
+}
+
 // Images of one launch: their object offsets travel as a kernel argument. Larger batches take several.
 constexpr int kMaxImages = 256;
 
@@ -238,6 +264,12 @@ struct Standing {
   int32_t* count;
 };
 
+// Lanes of the same owner count themselves together. All lanes call it.
+__device__ inline void count_standing(int32_t* count, int32_t owner, int lane) {
+  const unsigned alike = __match_any_sync(kAllLanes, owner);
+  if (owner >= 0 && lane == __ffs(alike) - 1) atomicAdd(&count[owner], __popc(alike));
+}
+
 // Selection: each object keeps its best points. `chosen` holds negative numbers and gets the objects' indices.
 struct Selection {
   int64_t num_points;
@@ -248,7 +280,9 @@ struct Selection {
   int32_t* filled;          // [tasks, B], zeros: how much of an image's segments is given away
   const int64_t* k;         // [N]: how many points an object is to keep; or, where null,
   const int32_t* original;  // [N]: as many as here
-  Quota quota;              // within these bounds
+  Quota quota;              // within these bounds,
+  const int32_t* extra;     // [N]: and so many more; or null
+  bool ignored;             // the points kept get kIgnored instead of their object
   int64_t* allowed;         // [N]: told here, or null; comes with 1 for objects that take part, 0 for others
   int64_t num_images;
   // What launch_selection() adds.

@@ -30,7 +30,9 @@ __device__ int64_t point_of(uint64_t key) { return 0xffffffffu - static_cast<uin
 __device__ float score_of(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
 
 // How many points an object may keep.
-__device__ int64_t quota_of(const Selection& s, int64_t row) { return s.quota.of(s.k ? s.k[row] : s.original[row]); }
+__device__ int64_t quota_of(const Selection& s, int64_t row) {
+  return s.quota.of(s.k ? s.k[row] : s.original[row]) + (s.extra ? s.extra[row] : 0);
+}
 
 __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
   int32_t sum = value;
@@ -177,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
           const uint64_t key = segments[i];
           if (key < group.least[object]) return;
           const int64_t at = first_point + point_of(key);
-          s.chosen[task][at] = first + object;
+          s.chosen[task][at] = s.ignored ? kIgnored : first + object;
           if (task == 0 && s.iou) s.iou[at] = score_of(key);
         });
     __syncthreads();  // before the next group lays out its segments
@@ -265,6 +267,8 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
                     k.const_data_ptr<int64_t>(),
                     nullptr,
                     Quota(0, num_points, num_points),
+                    nullptr,
+                    false,
                     nullptr,
                     1},
                    ObjectBatch(num_objects), 1);

@@ -4,6 +4,7 @@ A file per assigner. Everything here handles one image with its P points and G o
 The compiled operators give the same assignments without ever holding such a matrix.
 """
 
+from .anchors import amplified_iou, anchor_mutual_guidance_assign, force_best, max_iou_assign
 from .mutual_guidance import (
     amplified_centerness,
     box_areas,
@@ -21,10 +22,14 @@ from .task_aligned import task_aligned_assign, task_aligned_overlap
 
 __all__ = [
     "amplified_centerness",
+    "amplified_iou",
+    "anchor_mutual_guidance_assign",
     "box_areas",
     "box_iou",
     "distances",
     "fcos_assign",
+    "force_best",
+    "max_iou_assign",
     "mutual_guidance_assign",
     "on_own_level",
     "shares_inside",

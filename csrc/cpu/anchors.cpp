@@ -1,0 +1,117 @@
+#include "anchors.h"
+
+namespace mgassign::cpu {
+
+namespace {
+
+constexpr int kLanes = 16;
+
+MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int32_t* places, int64_t count,
+                         TileFit& fit, float* highest) {
+  compete(
+      tile, objects, places, count, fit, [](const Object&, int) { return true; },
+      [&](int64_t k, const float* overlap) {
+        float* const known = highest + places[k] * kLanes;
+        for (int i = 0; i < kLanes; ++i)
+          known[i] = larger(known[i], larger(overlap[i], overlap[i + kTilePoints - kLanes]));
+      });
+}
+
+float highest_of(const float* lanes) {
+  float highest = lanes[0];
+  for (int i = 1; i < kLanes; ++i) highest = larger(highest, lanes[i]);
+  return highest;
+}
+
+}  // namespace
+
+std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads) {
+  const int64_t num_anchors = anchors.size(0);
+  std::vector<BoxTile> tiles(tiles_for(num_anchors));
+  with_strided<2>(anchors, [&](const auto& boxes) {
+    for_each_unit(blocks_for(num_anchors), threads, [&](int64_t b, int64_t) {
+      BoxTile* const of_block = tiles.data() + b * kTilesOfBlock;
+      load_tiles(block_at(b, num_anchors, of_block), boxes.data, boxes.stride[0], boxes.stride[1], of_block);
+    });
+  });
+  return tiles;
+}
+
+BlockWorkspace::BlockWorkspace(int64_t most_objects)
+    : near(most_objects),
+      needed(most_objects),
+      found(most_objects + 1),
+      highest(most_objects * kLanes),
+      tiles(kTilesOfBlock) {}
+
+Objects BlockWorkspace::take_near(const Objects& objects, int64_t count, const float* needed_by) {
+  for (int64_t k = 0; k < count; ++k) near.set(k, objects[found[k]]);
+  for (int64_t k = 0; needed_by && k < count; ++k) needed[k] = needed_by[found[k]];
+  return near.view(0, count);
+}
+
+void compete_for_block(const Block& block, const Objects& objects, BlockWorkspace& workspace, int64_t* owner,
+                       float* score, BestPlaces& best, int64_t first_row) {
+  int32_t* const found = workspace.found.data();
+  const Objects near = workspace.take_near(objects, touching(block.extent().bounds, objects, found));
+  std::fill_n(workspace.highest.begin(), near.count * kLanes, 0.0f);
+  block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
+    TileFit of_tile;
+    of_tile.clear();
+    fit(tile, near, found, touching(tile.extent.bounds, near, found), of_tile, workspace.highest.data());
+    for (int64_t i = 0; i < count; ++i) {
+      owner[first + i] = of_tile.owner[i];
+      score[first + i] = of_tile.score[i];
+    }
+  });
+  for (int64_t k = 0; k < near.count; ++k) {
+    const float overlap = highest_of(workspace.highest.data() + k * kLanes);
+    if (overlap > 0.0f) best.raise(first_row + near.index[k], {overlap, static_cast<int32_t>(block.index)});
+  }
+}
+
+// An overlap is at most the area in common by either area, whatever the roundings.
+MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed,
+                                     int32_t* found) {
+  constexpr int64_t kChunk = 64;
+  constexpr float kRoom = 0.999f;  // for roundings
+  int64_t count = 0;
+  for (int64_t first = 0; first < objects.count; first += kChunk) {
+    const int64_t size = std::min(kChunk, objects.count - first);
+    uint8_t hit[kChunk];
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t k = first + i;
+      const float width =
+          smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
+      const float height =
+          smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
+      const float share = needed[k] * kRoom, least = share * objects.area[k];
+      hit[i] = (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
+               (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      found[count] = static_cast<int32_t>(first + i);
+      count += hit[i];
+    }
+  }
+  return count;
+}
+
+MGASSIGN_VECTOR int64_t first_with(const BoxTile& tile, const Object& object, float overlap) {
+  int32_t equal[kTilePoints], place = kTilePoints;
+  for (int i = 0; i < kTilePoints; ++i) equal[i] = iou_with(tile, i, object) == overlap ? i : kTilePoints;
+  for (int i = 0; i < kTilePoints; ++i) place = std::min(place, equal[i]);
+  return place;
+}
+
+int64_t first_with(const Block& block, const Object& object, float overlap) {
+  int64_t place = -1;
+  block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
+    if (place >= 0) return;
+    const int64_t i = first_with(tile, object, overlap);
+    if (i < count) place = first + i;
+  });
+  return place;
+}
+
+}  // namespace mgassign::cpu
