@@ -6,9 +6,8 @@
 //      for by overlap, by amplified overlap, by its prediction's overlap? Each object's best ones;
 //   3. an object a thread and contest: its best point is forced, unless another object's claim is better;
 //   4. a point a thread: the original strategy, and how many points stand for each object;
-//   5. selection (topk_per_object.cu) of those to be ignored with those to learn a class, and 6. of these and of those
-//   to
-//      learn a box, over them;
+//   5. selection (topk_per_object.cu) of those to be ignored with those to learn a class;
+//   6. selection of these and of those to learn a box, over them;
 //   7. an object a thread: the true overlap of the prediction that was forced.
 #include "anchors.cuh"
 
@@ -68,7 +67,9 @@ __device__ void write_standing(const Standing& standing, int64_t at, const Champ
   standing.score[at] = champion.score;
 }
 
-__global__ void __launch_bounds__(kAnchorThreads) anchor_compete_kernel(const __grid_constant__ Guidance g) {
+constexpr int kBlocks = 4;  // on a multiprocessor, where they compete: leaves the 64 registers a thread needs
+
+__global__ void __launch_bounds__(kAnchorThreads, kBlocks) anchor_compete_kernel(const __grid_constant__ Guidance g) {
   __shared__ Object gathered[kAnchorWarps][kWarp];
   const int lane = threadIdx.x % kWarp;
   const int64_t image = g.objects.first_image + blockIdx.y, j = point_of_thread(), at = image * g.num_points + j;
