@@ -196,6 +196,7 @@ def math_digests(compiler: str, optimization: str, folder: Path) -> dict[str, st
     return dict(line.split() for line in told.splitlines())
 
 
+@pytest.mark.slow  # and without torch: of compilers, not of versions
 @pytest.mark.parametrize("optimization", ["-O0", "-O3"])
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_math(compiler, optimization, tmp_path):
