@@ -79,6 +79,8 @@ CXX_FLAGS = [
 ]
 # ptxas tells registers and shared memory of each kernel.
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v"]
+if torch.version.cuda and int(torch.version.cuda.split(".")[0]) >= 13:
+    NVCC_FLAGS.append("--compress-mode=size")  # older compilers do not know it
 if os.environ.get("MGASSIGN_STRICT") == "1":
     CXX_FLAGS.append("-Werror")
     NVCC_FLAGS.append("-Werror=all-warnings")

@@ -16,6 +16,8 @@ from test_cuda_kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, on_
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 from test_task_aligned import CASES, FOUR, SETTINGS, UNLIKELY
 
+pytestmark = pytest.mark.slow  # compiling the kernels is
+
 inf, nan = torch.inf, torch.nan
 
 
