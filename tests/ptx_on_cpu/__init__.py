@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -38,11 +39,17 @@ TRANSLATED_FLAGS = [
 
 
 class Counts(NamedTuple):
-    """What a kernel did: its launches, their warps, and how many instructions these issued together."""
+    """What a kernel did: its launches, their warps, and how many instructions these issued together.
+
+    An instruction of which only some lanes take part counts like one of all; where they go round a loop, the lane that
+    does so most often counts.
+    """
 
     launches: int
     warps: int
     instructions: int
+    by_line: dict[str, int]
+    """Instructions by where they come from: "file:line"."""
 
 
 def find_nvcc() -> str | None:
@@ -53,7 +60,7 @@ def find_nvcc() -> str | None:
 
 
 def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | None:
-    """Compiles .cu files into one library in a folder, unless it is there already; None without nvcc.
+    """Compiles .cu files into one library in a folder, as far as it is not there already; None without nvcc.
 
     Args:
         sources: The files, host code and kernels.
@@ -64,49 +71,50 @@ def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | No
         NotImplementedError: for PTX that is not known, see translate.py.
         subprocess.CalledProcessError: if something does not compile.
     """
-    nvcc, sources = find_nvcc(), list(sources)
+    nvcc = find_nvcc()
     if nvcc is None:
         return None
     virtual = f"compute_{arch.replace('.', '')}"
-    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     headers = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cuh")]
-    own = [HERE / name for name in ("machine.cpp", "machine.h", "queue.h", "translate.py", "__init__.py")]
-    content = [version, torch.__version__.encode(), virtual.encode(), *map(Path.read_bytes, (*sources, *headers, *own))]
-    library = folder / f"{NAMESPACE}-{sha256(b'|'.join(content)).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    work = folder / f"{library.stem}.{os.getpid()}"
-    work.mkdir(parents=True)
     include = [f"-I{HERE}", *(f"-isystem={path}" for path in include_paths())]
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def run(*arguments: str | Path) -> None:
-        subprocess.run([nvcc, *map(str, arguments)], check=True)
+    def make(name: str, inputs: list[Path], *arguments: str | Path) -> Path:
+        """What nvcc makes of some files with some arguments, its PTX beside it; again only if something is new."""
+        key = sha256("|".join([version, torch.__version__, *map(str, arguments)]).encode())
+        for path in inputs:
+            key.update(path.read_bytes())
+        made = folder / f"{Path(name).stem}-{key.hexdigest()[:16]}{Path(name).suffix}"
+        if not made.exists():
+            with TemporaryDirectory(dir=folder) as work:
+                new = Path(work, name)
+                subprocess.run([nvcc, *map(str, arguments), "--keep", "--keep-dir", work, "-o", new], check=True)
+                for path in Path(work).glob("*.ptx"):
+                    path.replace(made.with_suffix(".ptx"))
+                new.replace(made)
+        return made
 
     def compile_file(source: Path) -> list[Path]:
         """The objects of a .cu file: its host code, and its kernels."""
-        host, kernels, kept = (work / f"{source.stem}.{suffix}" for suffix in ("host.o", "kernels.o", "kept"))
-        kept.mkdir()
-        arch_flags = [f"-arch={virtual}", f"-code={virtual}"]
-        run(*CUDA_FLAGS, *include, *arch_flags, "--keep", "--keep-dir", kept, "-c", source, "-o", host)
-        translated = work / f"{source.stem}.cpp"
-        translated.write_text(translate(kept / f"{source.stem}.ptx"))
-        run(*CXX_FLAGS, *TRANSLATED_FLAGS, include[0], "-c", translated, "-o", kernels)
-        return [host, kernels]
+        flags = [*CUDA_FLAGS, *include, f"-arch={virtual}", f"-code={virtual}"]
+        host = make(f"{source.stem}.o", [source, HERE / "queue.h", *headers], *flags, "-c", source)
+        translated = translate(host.with_suffix(".ptx"))
+        kernels = folder / f"{host.stem}-{sha256(translated.encode()).hexdigest()[:16]}.cpp"
+        kernels.write_text(translated)
+        flags = [*CXX_FLAGS, *TRANSLATED_FLAGS, include[0]]
+        return [host, make(f"{source.stem}-kernels.o", [HERE / "machine.h"], *flags, "-c", kernels)]
 
-    def compile_machine() -> list[Path]:
-        run(*CXX_FLAGS, "-O2", include[0], "-c", HERE / "machine.cpp", "-o", work / "machine.o")
-        return [work / "machine.o"]
+    def compile_machine(source: Path) -> list[Path]:
+        own = [source, *sorted(HERE.glob("*.h"))]
+        return [make(f"{source.stem}.o", own, *CXX_FLAGS, "-O2", include[0], "-c", source)]
 
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [pool.submit(compile_file, source) for source in sources] + [pool.submit(compile_machine)]
-            objects = [path for job in jobs for path in job.result()]
-        libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-        run("-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries, "-o", work / "library.so")
-        (work / "library.so").replace(library)
-    finally:
-        shutil.rmtree(work)
-    return library
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(compile_file, source) for source in sources]
+        jobs += [pool.submit(compile_machine, source) for source in sorted(HERE.glob("*.cpp"))]
+        objects = [path for job in jobs for path in job.result()]
+    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    return make(f"{NAMESPACE}.so", [], "-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries)
 
 
 class Library:
@@ -123,8 +131,15 @@ class Library:
 
     def counts(self) -> dict[str, Counts]:
         """What each kernel did since the last time this was asked."""
-        lines = (line.split("\t") for line in self._library.ptx_on_cpu_counts().decode().splitlines())
-        return {name: Counts(*map(int, numbers)) for name, *numbers in lines}
+        found: dict[str, Counts] = {}
+        for line in self._library.ptx_on_cpu_counts().decode().splitlines():
+            name, *numbers = line.split("\t")
+            if len(numbers) == 2:
+                found[name].by_line[numbers[0]] = int(numbers[1])
+            else:
+                launches, warps, instructions = map(int, numbers)
+                found[name] = Counts(launches, warps, instructions, {})
+        return found
 
 
 def load_operators(folder: Path, arch: str = "9.0") -> Library | None:

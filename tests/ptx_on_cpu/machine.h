@@ -63,10 +63,10 @@ struct Lane {
 struct Kernel {
   void (*run)(const char* parameter, Lane& lane);
   size_t parameter_bytes, shared_bytes;
-  unsigned most_threads;      // of a block
-  const char* const* places;  // in the source, of each instruction
-  const uint32_t* sizes;      // of each basic block, in instructions
-  size_t num_basic_blocks;
+  unsigned most_threads;         // of a block
+  const char* const* places;     // in the source, of each instruction of the file
+  const uint32_t* basic_blocks;  // of each of the kernel's instructions
+  size_t first_place, num_instructions, num_basic_blocks;
 };
 
 struct Registration {

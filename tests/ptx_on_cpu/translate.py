@@ -126,7 +126,8 @@ class _Kernel:
         self.shared_bytes = 0
         self.local: dict[str, str] = {}  # name -> declaration
         self.lines: list[str] = []
-        self.sizes = [0]  # of each basic block, in instructions
+        self.first_place = len(places)
+        self.basic_blocks = [0]  # of each instruction, and the one that comes next
         for statement, place in self.statements(body):
             self.add(statement, place)
 
@@ -173,15 +174,15 @@ class _Kernel:
                 statement,
             )
             code = self.emit(instruction)
-            self.sizes[-1] += 1
+            self.basic_blocks.append(self.basic_blocks[-1])
             condition = f"if ({self.value(guard, 'pred')}) " if guard else ""
             self.lines.append(f"  {condition}{code}")
             if instruction.name == "bra":
                 self.begin_basic_block()
 
     def begin_basic_block(self) -> None:
-        self.lines.append(f"  ++lane.visits[{len(self.sizes)}];")
-        self.sizes.append(0)
+        self.basic_blocks[-1] += 1
+        self.lines.append(f"  ++lane.visits[{self.basic_blocks[-1]}];")
 
     def declare(self, statement: str) -> None:
         types = "|".join(TYPES)
@@ -213,9 +214,10 @@ class _Kernel:
         return (
             f"static void {identifier}(const char* parameter, Lane& lane) {{\n{registers}{local}"
             f"  ++lane.visits[0];\n{body}\n}}\n"
-            f"static const uint32_t sizes_{identifier}[] = {{{', '.join(map(str, self.sizes))}}};\n"
+            f"static const uint32_t basic_blocks_{identifier}[] = {{{', '.join(map(str, self.basic_blocks[:-1]))}}};\n"
             f'static const Registration registered_{identifier}("{self.name}", {{{identifier}, {self.parameter_bytes}, '
-            f"{self.shared_bytes}, {self.most_threads}, places, sizes_{identifier}, {len(self.sizes)}}});\n"
+            f"{self.shared_bytes}, {self.most_threads}, places, basic_blocks_{identifier}, {self.first_place}, "
+            f"{len(self.basic_blocks) - 1}, {self.basic_blocks[-1] + 1}}});\n"
         )
 
     # Operands
