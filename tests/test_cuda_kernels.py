@@ -36,19 +36,20 @@ def on_ptx() -> Run:
     if library is None:
         pytest.skip("no nvcc")
 
-    def run(name: str, *arguments: Any) -> Any:
+    def run(name: str, *arguments: Any, repeatable: bool = True) -> Any:
         results = []
         for schedule in SCHEDULES:
             library.schedule(*schedule)
             found = getattr(getattr(torch.ops, ptx_on_cpu.NAMESPACE), name)(*arguments)
             results.append((found,) if isinstance(found, torch.Tensor) else found)
-            assert all(map(torch.equal, results[0], results[-1])), f"schedule {schedule} gives another result"
+            same = all(map(torch.equal, results[0], results[-1]))
+            assert same or not repeatable, f"schedule {schedule} gives another result"
         return found
 
     return run
 
 
-def on_gpu(name: str, *arguments: Any) -> Any:
+def on_gpu(name: str, *arguments: Any, repeatable: bool = True) -> Any:
     def moved(value: Any, device: str) -> Any:
         # A view keeps its strides and its place in a larger buffer.
         if not isinstance(value, torch.Tensor):
@@ -266,20 +267,22 @@ def test_a_label_of_no_class_counts_as_probability_0(run):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), label
 
 
-UNWRITTEN = pytest.mark.xfail(strict=False, reason="rows of no image are left unwritten, those of two written twice")
-NO_OFFSETS = [[-5, 4, 2**60, 9], [0, 0, 0, 99], *(pytest.param(offsets, marks=UNWRITTEN) for offsets in (
-    [0, 9, 2, 9], [3, 1, 5, 4], [9, 9, 9, 9]))]  # fmt: skip
-
-
-@pytest.mark.parametrize("offsets", NO_OFFSETS, ids=str)
+@pytest.mark.parametrize(
+    "offsets", [[0, 9, 2, 9], [3, 1, 5, 4], [-5, 4, 2**60, 9], [9, 9, 9, 9], [0, 0, 0, 99]], ids=str
+)
 def test_offsets_that_are_none_break_nothing(run, offsets):
     # In device memory they cannot be checked without waiting for it. What comes out is of no use, that is all.
     of = scene((64, 64), (8,), objects=(3, 3, 3), seed=9)
     arguments = arguments_of(of, "jagged")
     arguments[4] = torch.tensor(offsets)
-    *owners, num_points, _ = run("mutual_guidance_assign", *arguments)
+    torch.use_deterministic_algorithms(True)  # new tensors hold the largest integers: what nobody writes is seen
+    try:
+        *owners, num_points, _ = run("mutual_guidance_assign", *arguments, repeatable=False)
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert all(((owner >= -1) & (owner < 9)).all() for owner in owners)
     assert num_points.shape == (9,)
+    assert ((num_points >= 0) & (num_points <= of.grid.num_points)).all()
     run("fcos_assign", arguments[2], arguments[4], None, *of.grid.arguments, 1.5)
 
 

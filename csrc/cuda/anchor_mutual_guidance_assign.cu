@@ -34,7 +34,6 @@ struct Guidance {
   float* iou;
   // [N]
   int32_t *num_original, *between;
-  int64_t* takes_part;  // 1 for objects that do
 };
 
 __device__ int64_t point_of_thread() {
@@ -113,7 +112,6 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_force_kernel(const __gr
   const int64_t row = rows.first + mine;
   const Box box = object_box(g.gt_boxes, row);
   const float area = area_of(box);
-  if (contest == 0) g.takes_part[row] = is_valid(box) && g.gt_labels[row] != kPadding && g.gt_labels[row] != kRegion;
   const unsigned long long* const best = g.best[contest] + rows.first;
   if (best[mine] == 0) return;
   const int64_t point = point_of_key(best[mine]), at = image * g.num_points + point;
@@ -229,8 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                     original.mutable_data_ptr<int64_t>(),
                     iou.mutable_data_ptr<float>(),
                     of_objects + 2 * num_objects,
-                    of_objects + 3 * num_objects,
-                    counts.mutable_data_ptr<int64_t>()};
+                    of_objects + 3 * num_objects};
   for (int contest = 0; contest < kContests; ++contest) {
     int32_t* const count = contest == kByAnchor ? nullptr : of_objects + contest * num_objects;
     guidance.standing[contest] = {owners + contest * all_points, scores + contest * all_points, count};
@@ -256,13 +253,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                       guidance.between,
                       true,
                       nullptr,
+                      nullptr,
+                      nullptr,
                       num_images};
   launch_selection(queue, selection, batch, 1);
   selection.iou = guidance.iou;
   selection.filled = filled + num_images;
   selection.extra = nullptr;
   selection.ignored = false;
-  selection.allowed = guidance.takes_part;
+  selection.gt_boxes = guidance.gt_boxes;
+  selection.gt_labels = guidance.gt_labels;
+  selection.allowed = counts.mutable_data_ptr<int64_t>();
   launch_selection(queue, selection, batch, 2);
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     guidance.objects = rows;

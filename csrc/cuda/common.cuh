@@ -39,7 +39,18 @@ constexpr bool kTuring = false;
 using ::ptx_on_cpu::Queue;
 #else
 inline void check_cuda(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("mgassign: CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  std::string message = std::string("mgassign: CUDA: ") + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+    message = "mgassign: no CUDA kernels for this GPU of compute capability " + capability +
+              ": they need 7.5 or newer, and a build with TORCH_CUDA_ARCH_LIST=" + capability;
+  }
+  throw std::runtime_error(message);
 }
 
 // The current stream of a tensor's device. That device is the current one for as long as this lives.
@@ -53,6 +64,7 @@ class Queue {
 
   template <typename Task>
   void launch(void (*kernel)(Task), dim3 blocks, int threads, const Task& task) const {
+    static_assert(sizeof(Task) <= 4096, "a kernel's parameters have 4 KiB on every GPU");
     kernel<<<blocks, threads, 0, stream_>>>(task);
     check_cuda(cudaGetLastError());
   }
@@ -76,9 +88,12 @@ struct FloatView {
   const void* data;
   int64_t stride[kDims];
   ScalarType dtype;
+  bool wide;  // four numbers in a row are one read
 
   explicit FloatView(const Tensor& tensor) : data(tensor.const_data_ptr()), dtype(tensor.scalar_type()) {
     for (int d = 0; d < kDims; ++d) stride[d] = tensor.stride(d);
+    wide = dtype == ScalarType::Float && stride[kDims - 1] == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+    for (int d = 0; d < kDims - 1; ++d) wide &= stride[d] % 4 == 0;
   }
 
   __device__ float at(int64_t offset) const {
@@ -94,9 +109,30 @@ struct FloatView {
     }
   }
 
+  // One look at the dtype for all four, which are read before any is converted: they wait together.
   __device__ Box box_at(int64_t offset) const {
+    if (wide) {
+      const float4 box = *reinterpret_cast<const float4*>(static_cast<const float*>(data) + offset);
+      return {box.x, box.y, box.z, box.w};
+    }
+    switch (dtype) {
+      case ScalarType::Half:
+        return box_of<torch::headeronly::Half>(offset);
+      case ScalarType::BFloat16:
+        return box_of<torch::headeronly::BFloat16>(offset);
+      case ScalarType::Double:
+        return box_of<double>(offset);
+      default:
+        return box_of<float>(offset);
+    }
+  }
+
+  template <typename Number>
+  __device__ Box box_of(int64_t offset) const {
     const int64_t step = stride[kDims - 1];
-    return {at(offset), at(offset + step), at(offset + 2 * step), at(offset + 3 * step)};
+    const Number* const at = static_cast<const Number*>(data) + offset;
+    const Number x1 = at[0], y1 = at[step], x2 = at[2 * step], y2 = at[3 * step];
+    return {static_cast<float>(x1), static_cast<float>(y1), static_cast<float>(x2), static_cast<float>(y2)};
   }
 };
 

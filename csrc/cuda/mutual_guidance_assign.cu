@@ -29,13 +29,13 @@ struct Competition {
   bool level_gate, inside, sigmoid;
   float ignore_share;
   int warps_per_tile;
+  unsigned blocks;  // of an image
   // [B, P]
   int64_t *original, *cls, *loc;
   float* iou;
   Standing by_box, by_class;  // Localize to Classify, Classify to Localize
   // [N]
   int32_t* num_original;
-  int64_t* takes_part;  // 1 for objects that do, 0 for padding, regions and boxes that are none
 };
 
 // Localize to Classify: the object a point's predicted box fits best so far. Overlaps are told apart by products, and
@@ -82,21 +82,28 @@ __device__ float amplified(const Competition& c, int64_t logits_of_point, const 
 // Why a point is not background where nobody is chosen for it: it lies in a region, its predicted box does.
 enum : uint8_t { kPointInRegion = 1, kBoxInRegion = 2 };
 
-// Asked before the contests, whose loop has no registers to spare; regions are rare. All lanes call it.
-__device__ uint8_t regions_around(const Competition& c, const ObjectRows::Rows& rows, int32_t first, const Place& place,
-                                  const Box& predicted, int lane) {
+// `regions` has a bit for each of them among the rows from `first` on; they are rare.
+__device__ uint8_t regions_around(const Competition& c, int64_t first, unsigned regions, const Place& place,
+                                  const Box& predicted) {
   uint8_t found = 0;
-  for (int32_t base = first; base < rows.count; base += c.warps_per_tile * kWarp) {
-    const int32_t mine = base + lane;
-    unsigned regions = __ballot_sync(kAllLanes, mine < rows.count && c.gt_labels[rows.first + mine] == kRegion);
-    for (; regions; regions &= regions - 1) {
-      const Box region = object_box(c.gt_boxes, rows.first + base + __ffs(regions) - 1);
-      if (!is_valid(region)) continue;
-      if (strictly_inside(place.x, place.y, region)) found |= kPointInRegion;
-      if (share_inside(predicted, region) >= c.ignore_share) found |= kBoxInRegion;
-    }
+  for (; regions; regions &= regions - 1) {
+    const Box region = object_box(c.gt_boxes, first + __ffs(regions) - 1);
+    if (!is_valid(region)) continue;
+    if (strictly_inside(place.x, place.y, region)) found |= kPointInRegion;
+    if (share_inside(predicted, region) >= c.ignore_share) found |= kBoxInRegion;
   }
   return found;
+}
+
+// With kInside only with objects that the point lies in.
+template <bool kInside>
+__device__ void meet_all(BestFit& best_fit, const Object* objects, int count, const Place& place, const Box& predicted,
+                         float predicted_area, float doubt) {
+  for (int i = 0; i < count; ++i) {
+    const Object object = objects[i];
+    if (kInside && !strictly_inside(place.x, place.y, object.box)) continue;
+    best_fit.meet(overlap_of(predicted, predicted_area, object.box, object.area), object, doubt);
+  }
 }
 
 __device__ void write_standing(const Standing& standing, int64_t at, int64_t first_row, bool exists,
@@ -116,9 +123,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __shared__ uint8_t ignored[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int part = warp % c.warps_per_tile;
-  const int64_t image = c.objects.first_image + blockIdx.y;
+  // Coarse levels first, of all images: their tiles have most to do, and what starts last ends last.
+  const unsigned from_end = blockIdx.z * gridDim.y + blockIdx.y;
+  if (from_end >= c.blocks) return;
+  const int64_t image = c.objects.first_image + blockIdx.x;
   const ObjectRows::Rows rows = c.objects.of(image);
-  const uint32_t tile = (blockIdx.x * kWarps + warp) / c.warps_per_tile;
+  const uint32_t tile = ((c.blocks - 1 - from_end) * kWarps + warp) / c.warps_per_tile;
   const Place place = place_of(c.levels, tile, lane);
   const Level& level = c.levels.level[place.level];
 
@@ -134,10 +144,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   float doubt = __ballot_sync(kAllLanes, predicts && is_huge(predicted_area)) ? kInfinity : kDoubt;
   BestFit best_fit;
   Champion champion[kContests];
-  ignored[warp][lane] = regions_around(c, rows, part * kWarp, place, predicted, lane);
+  ignored[warp][lane] = 0;
   for (int32_t base = part * kWarp; base < rows.count; base += c.warps_per_tile * kWarp) {
     Object mine{{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, base + lane, -1};
-    bool takes_part = false;
+    bool takes_part = false, is_region = false;
     if (mine.index < rows.count) {
       const int64_t row = rows.first + mine.index;
       const int64_t label = c.gt_labels[row];
@@ -145,19 +155,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       mine.area = area_of(mine.box);
       mine.label = label >= 0 && label < c.num_classes ? static_cast<int32_t>(label) : -1;
       // On a GPU nobody tells labels that are no class: they take part with probability 0.
-      takes_part = is_valid(mine.box) && label != kPadding && label != kRegion;
-      if (tile == 0) c.takes_part[row] = takes_part;
+      takes_part = takes_part_in_contests(mine.box, label);
+      is_region = label == kRegion;
     }
+    if (const unsigned regions = __ballot_sync(kAllLanes, is_region))
+      ignored[warp][lane] |= regions_around(c, rows.first + base, regions, place, predicted);
 
     if (__ballot_sync(kAllLanes, takes_part && is_huge(mine.area))) doubt = kInfinity;
     const bool may_overlap = takes_part && touches(bounds, mine.box);
     const int overlapping = gather(objects[warp], mine, may_overlap, lane);
-    for (int i = 0; i < overlapping; ++i) {
-      const Object object = objects[warp][i];
-      Overlap overlap = overlap_of(predicted, predicted_area, object.box, object.area);
-      if (c.inside && !strictly_inside(place.x, place.y, object.box)) overlap.intersection = 0.0f;
-      best_fit.meet(overlap, object, doubt);
-    }
+    if (c.inside)
+      meet_all<true>(best_fit, objects[warp], overlapping, place, predicted, predicted_area, doubt);
+    else
+      meet_all<false>(best_fit, objects[warp], overlapping, place, predicted, predicted_area, doubt);
 
     const bool right_size = level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
     const bool may_hold = takes_part && touches(place.tile, mine.box) && (right_size || !c.level_gate);
@@ -229,7 +239,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor counts = new_tensor(gt_boxes, {num_objects}, ScalarType::Long);
-  if (num_images == 0) return {cls, loc, original, counts, iou};
+  if (num_images == 0) {
+    queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
+    return {cls, loc, original, counts, iou};
+  }
 
   // One workspace: 32 bytes per point, 12 per object, 8 per image.
   const int64_t all_points = num_images * num_points;
@@ -258,19 +271,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                           activation == 1,
                           static_cast<float>(ignore_share),
                           warps_per_tile(num_images * tiles_of(grid), num_objects / num_images),
+                          0,
                           original.mutable_data_ptr<int64_t>(),
                           cls.mutable_data_ptr<int64_t>(),
                           loc.mutable_data_ptr<int64_t>(),
                           iou.mutable_data_ptr<float>(),
                           {owners, scores, num_standing},
                           {owners + all_points, scores + all_points, num_standing + num_objects},
-                          num_original,
-                          counts.mutable_data_ptr<int64_t>()};
-  // At least one block, which tells what each object may have even where there are no points.
-  const unsigned blocks = std::max(1u, blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps));
+                          num_original};
+  constexpr unsigned kMostRows = 65535;  // of a grid
+  competition.blocks = blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps);
+  const unsigned grid_rows = std::min(competition.blocks, kMostRows);
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     competition.objects = rows;
-    queue.launch(mutual_guidance_compete_kernel, dim3(blocks, images), kThreads, competition);
+    if (num_points > 0)
+      queue.launch(mutual_guidance_compete_kernel, dim3(images, grid_rows, blocks_for(competition.blocks, grid_rows)),
+                   kThreads, competition);
   });
   launch_selection(queue,
                    {num_points,
@@ -284,7 +300,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                     quota,
                     nullptr,
                     false,
-                    competition.takes_part,
+                    competition.gt_boxes,
+                    competition.gt_labels,
+                    counts.mutable_data_ptr<int64_t>(),
                     num_images},
                    batch, 2);
   return {cls, loc, original, counts, iou};

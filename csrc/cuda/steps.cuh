@@ -112,6 +112,11 @@ class ObjectBatch {
   int64_t num_objects() const { return rows_.num_rows; }
   // At least as many objects as any image has.
   int64_t largest_image() const { return largest_image_; }
+  // About as many as the fuller images have: of jagged tensors, whose offsets only the GPU knows, twice the mean.
+  int64_t full_image() const {
+    if (!rows_.offsets || num_images_ == 0) return largest_image_;
+    return std::min(largest_image_, 2 * ((rows_.num_rows + num_images_ - 1) / num_images_));
+  }
   // Calls body(rows, first image, number of images) for each launch that the batch needs.
   template <typename Body>
   void for_each_launch(const Body& body) const {
@@ -257,6 +262,10 @@ __device__ inline void meet_original(Champion& champion, const Levels& levels, c
     champion.meet(1.0f, object.area, object.index);
 }
 
+__device__ inline bool takes_part_in_contests(const Box& box, int64_t label) {
+  return is_valid(box) && label != kPadding && label != kRegion;
+}
+
 // Every point of a batch and the object it stands for, -1 for none; [B, P] each, rows counted per object [N].
 struct Standing {
   int32_t* owner;
@@ -283,7 +292,9 @@ struct Selection {
   Quota quota;              // within these bounds,
   const int32_t* extra;     // [N]: and so many more; or null
   bool ignored;             // the points kept get kIgnored instead of their object
-  int64_t* allowed;         // [N]: told here, or null; comes with 1 for objects that take part, 0 for others
+  const float* gt_boxes;    // [N], and
+  const int64_t* gt_labels;
+  int64_t* allowed;  // [N]: how many points each object may have, told here; or all three null
   int64_t num_images;
   // What launch_selection() adds.
   int objects_per_block = 0;

@@ -17,7 +17,7 @@ constexpr int kWarps = 16;  // of a block
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocks = kTuring ? 2 : 3;  // on a multiprocessor, where they select: leaves the 40 registers it needs
 constexpr int kObjects = kWarp;           // of a block: one a lane where their segments are laid out
-constexpr int kAtOnce = 4;                // reads in flight of a thread that gathers
+constexpr int kAtOnce = 4;                // owners that a thread reads
 constexpr int kDigits = 256;
 constexpr int kDigitBits = 8;
 
@@ -44,7 +44,7 @@ __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
 }
 
 // The objects of a block and the points that stand for them.
-struct Group {
+struct alignas(16) Group {
   int32_t begin[kObjects], end[kObjects];  // of each object's segment; while it fills, up to where
   int32_t runs_before[kObjects];           // a run is up to 32 points of a segment, a warp's work
   int32_t digits[kObjects][kDigits];       // how many points have this digit next
@@ -96,8 +96,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
   const float* const score = s.standing[task].score + first_point;
   const int32_t* const standing = s.standing[task].count + rows.first;
   uint64_t* const segments = reinterpret_cast<uint64_t*>(s.segments[task] + first_point);
+  const bool aligned = reinterpret_cast<uintptr_t>(owner) % sizeof(int4) == 0;
   const int size = s.objects_per_block;
   const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
+
+  // Row by row, whatever the offsets of images say: untrue ones leave none out.
+  if (s.allowed && task == 0 && s.objects.first_image == 0) {
+    const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+    for (int64_t row = block * kThreads + threadIdx.x; row < s.objects.num_rows; row += blocks * kThreads)
+      s.allowed[row] = takes_part_in_contests(object_box(s.gt_boxes, row), s.gt_labels[row]) ? quota_of(s, row) : 0;
+  }
 
   for (int64_t first = blockIdx.x * size; first < rows.count; first += static_cast<int64_t>(gridDim.x) * size) {
     const int64_t mine = first + lane;  // a lane is an object where segments are laid out
@@ -108,21 +116,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
       int32_t start = 0;
       if (lane == kWarp - 1) start = atomicAdd(&s.filled[task * s.num_images + image], before + count);
       group.begin[lane] = group.end[lane] = __shfl_sync(kAllLanes, start, kWarp - 1) + before;
-      if (task == 0 && s.allowed && exists) {
-        const int64_t row = rows.first + mine;
-        s.allowed[row] = s.allowed[row] ? quota_of(s, row) : 0;
-      }
     }
     __syncthreads();
 
-    for (uint32_t base = threadIdx.x; base - threadIdx.x < num_points; base += kAtOnce * kThreads) {
-      int32_t members[kAtOnce];
-      for (int i = 0; i < kAtOnce; ++i) {
-        const uint32_t j = base + i * kThreads;
-        members[i] = j < num_points ? owner[j] - static_cast<int32_t>(first) : -1;
+    for (uint32_t ahead = 0; ahead < num_points; ahead += kAtOnce * kThreads) {
+      const uint32_t base = ahead + kAtOnce * threadIdx.x;
+      int4 four = make_int4(-1, -1, -1, -1);
+      if (aligned && base + kAtOnce <= num_points) {
+        four = *reinterpret_cast<const int4*>(owner + base);
+      } else {
+        if (base < num_points) four.x = owner[base];
+        if (base + 1 < num_points) four.y = owner[base + 1];
+        if (base + 2 < num_points) four.z = owner[base + 2];
+        if (base + 3 < num_points) four.w = owner[base + 3];
       }
+      const int32_t zeroth = static_cast<int32_t>(first);
+      const int32_t members[kAtOnce] = {four.x - zeroth, four.y - zeroth, four.z - zeroth, four.w - zeroth};
       for (int i = 0; i < kAtOnce; ++i) {
-        const bool wanted = members[i] >= 0 && members[i] < size;
+        const bool wanted = static_cast<uint32_t>(members[i]) < static_cast<uint32_t>(size);
         if (__ballot_sync(kAllLanes, wanted) == 0) continue;
         // Points of one object take their places together.
         const int32_t object = wanted ? members[i] : -1;
@@ -132,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
         if (wanted && lane == leader) slot = atomicAdd(&group.end[object], __popc(alike));
         slot = __shfl_sync(kAllLanes, slot, leader) + __popc(alike & ((1u << lane) - 1));
         // Offsets that decrease let images share objects, whose counts are then too high for either.
-        const uint32_t j = base + i * kThreads;
+        const uint32_t j = base + i;
         if (wanted && static_cast<uint32_t>(slot) < num_points) segments[slot] = rank_key(score[j], j);
       }
     }
@@ -158,7 +169,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
 
     // Digit by digit from the top, until every object's k-th best is told from the next one.
     for (int shift = 64 - kDigitBits; __ballot_sync(kAllLanes, group.left[lane] > 0) != 0; shift -= kDigitBits) {
-      for (int i = threadIdx.x; i < size * kDigits; i += kThreads) group.digits[i / kDigits][i % kDigits] = 0;
+      int4* const digits = reinterpret_cast<int4*>(group.digits);
+      for (int i = threadIdx.x; i < size * kDigits / 4; i += kThreads) digits[i] = make_int4(0, 0, 0, 0);
       __syncthreads();
       for_each_point(
           group, num_runs, [&](int object) { return group.left[object] > 0; },
@@ -223,13 +235,13 @@ void launch_selection(const Queue& queue, Selection selection, const ObjectBatch
   if (objects.num_objects() == 0) return;
   // Every block reads the owners of all points: few objects to a block only where a large GPU would be idle else.
   constexpr int64_t kEnoughBlocks = 128;
-  const int64_t contests = num_tasks * objects.num_images() * objects.largest_image();
+  const int64_t contests = num_tasks * objects.num_images() * objects.full_image();
   selection.objects_per_block = kObjects;
   while (selection.objects_per_block > 1 && contests < kEnoughBlocks * selection.objects_per_block)
     selection.objects_per_block /= 2;
   // Blocks take several groups of objects where an image has more than these.
   constexpr unsigned kMostGroups = 128;
-  const unsigned groups = std::min(kMostGroups, blocks_for(objects.largest_image(), selection.objects_per_block));
+  const unsigned groups = std::min(kMostGroups, blocks_for(objects.full_image(), selection.objects_per_block));
   objects.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     selection.objects = rows;
     queue.launch(topk_select_kernel, dim3(groups, images, num_tasks), kThreads, selection);
@@ -269,6 +281,7 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
                     Quota(0, num_points, num_points),
                     nullptr,
                     false,
+                    nullptr,
                     nullptr,
                     1},
                    ObjectBatch(num_objects), 1);

@@ -1,6 +1,8 @@
 // Boxes in continuous pixel coordinates: what counts as a box, its area, the overlap of two.
 #pragma once
 
+#include <cmath>
+
 #include "elementary.h"
 
 namespace mgassign {
@@ -77,7 +79,7 @@ struct Comparison {
 
   MGASSIGN_HD bool greater() const { return lead > margin; }
   // Only the divisions can tell. Where neither holds, it is less or 0. NaN, from products that overflow, is close.
-  MGASSIGN_HD bool close() const { return (intersection > 0.0f) & !(lead > margin) & !(lead < -margin); }
+  MGASSIGN_HD bool close() const { return (intersection > 0.0f) & !(fabsf(lead) > margin); }
 };
 
 // Roundings change a product by less than its 2^20th part, and by less than kDoubt where it is small. With boxes that

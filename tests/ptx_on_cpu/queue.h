@@ -17,6 +17,7 @@ class Queue {
 
   template <typename Task>
   void launch(void (*kernel)(Task), dim3 blocks, int threads, const Task& task) const {
+    static_assert(sizeof(Task) <= 4096, "a kernel's parameters have 4 KiB on every GPU");
     ptx_on_cpu::launch(reinterpret_cast<const void*>(kernel), blocks, threads, &task, sizeof(task));
   }
 
