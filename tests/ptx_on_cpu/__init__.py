@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,8 +143,9 @@ class Library:
         return found
 
 
+@cache
 def load_operators(folder: Path, arch: str = "9.0") -> Library | None:
-    """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas. Once in a process."""
+    """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas; once in a process."""
     path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
     if path is None:
         return None
