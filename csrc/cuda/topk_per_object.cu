@@ -283,6 +283,7 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
                     false,
                     nullptr,
                     nullptr,
+                    nullptr,
                     1},
                    ObjectBatch(num_objects), 1);
   return owners;
