@@ -34,6 +34,8 @@ def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING,
 def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
     """The shape; a string stands for a dimension of any size."""
     got = value.shape
+    if got == expected:
+        return
     fits = len(got) == len(expected)
     for size, wanted in zip(got, expected):  # noqa: B905  (lengths were compared; strict costs time on every call)
         fits = fits and (size == wanted or isinstance(wanted, str))

@@ -104,12 +104,12 @@ def pack(
     counts = []
     for b, of_image in enumerate(objects):
         # The names are only made where there is something to say: this runs for every image of every step.
-        if not (type(of_image) is Tensor and of_image.dtype in dtypes and of_image.shape[1:] == tail):
+        shape = of_image.shape if type(of_image) is Tensor else ()
+        if not shape or shape[1:] != tail or of_image.dtype not in dtypes or of_image.device != like.device:
             _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
             _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
-        if of_image.device != like.device:
-            _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
-        counts.append(of_image.shape[0])
+            shape = of_image.shape  # of a subclass of Tensor
+        counts.append(shape[0])
     values = objects[0] if len(objects) == 1 else torch.cat(objects)
     return Packed(_dense(values, dtype), None, counts, len(counts))
 
@@ -125,6 +125,8 @@ def _check_match(name: str, values: Packed, boxes: Packed) -> None:
         raise ValueError(f"{name}: expected the form of gt_boxes (list, padded or jagged), got another")
     if boxes.counts != values.counts:
         raise ValueError(f"{name}: expected as many as boxes in each image, {boxes.counts}, got {values.counts}")
+    if boxes.counts is not None:
+        return
     if values.values.shape != boxes.values.shape[:-1]:
         expected, got = list(boxes.values.shape[:-1]), list(values.values.shape)
         raise ValueError(f"{name}: expected one per box, shape {expected}, got {got}")

@@ -92,24 +92,24 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   const int64_t tile_width = std::min(level.width, kTileColumns);
   const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
   const int64_t point_step = boxes.stride[1], side_step = boxes.stride[2];
-  // Visits the points of tile t: each(place in the tile, row, column).
+  // Visits the points of tile t: each(place in the tile, point of the image, row, column).
   const auto for_each_point = [&](int64_t t, const auto& each) {
     const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
     int i = 0;
-    for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row)
-      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, row, column);
+    for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row) {
+      const int64_t first = level.first_point + row * level.width;
+      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, first + column, row, column);
+    }
     return i;
   };
-  const auto point = [&level](int64_t row, int64_t column) { return level.first_point + row * level.width + column; };
 
   Extent extent;
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    const int count = for_each_point(t, [&](int i, int64_t row, int64_t column) {
-      tile.boxes.set(i, load_box(image + point(row, column) * point_step, side_step));
-    });
+    const int count = for_each_point(
+        t, [&](int i, int64_t j, int64_t, int64_t) { tile.boxes.set(i, load_box(image + j * point_step, side_step)); });
     if (inside)
-      for_each_point(t, [&](int i, int64_t row, int64_t column) {
+      for_each_point(t, [&](int i, int64_t, int64_t row, int64_t column) {
         tile.x[i] = level.x.coordinate(column);
         tile.y[i] = level.y.coordinate(row);
       });
@@ -125,9 +125,9 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
     (inside ? fit_inside : fit)(tile, near_strip, found, touching(tile.boxes.extent.bounds, near_strip, found));
-    for_each_point(t, [&](int i, int64_t row, int64_t column) {
-      standing.owner[point(row, column)] = tile.fit.owner[i];
-      standing.score[point(row, column)] = tile.fit.score[i];
+    for_each_point(t, [&](int i, int64_t j, int64_t, int64_t) {
+      standing.owner[j] = tile.fit.owner[i];
+      standing.score[j] = tile.fit.score[i];
     });
   }
 }
@@ -240,8 +240,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
       const int64_t image = unit / 2, task = unit % 2;
       const auto [owner, score] = in_image(standings[task], image);
       selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
-      if (task == 0)
-        for (int64_t j = 0; j < num_points; ++j) score[j] = owner[j] >= 0 ? score[j] : 0.0f;
       batch.for_each_region(image, [&, owner = owner](const Box& region) {
         if (task == 1) return ignore_points_inside(grid, region, owner);
         ignore_boxes_inside(region, share, num_points, owner, [&](int64_t j) {

@@ -115,12 +115,12 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
 // Of the points without an object, those strictly inside a region are to be ignored.
 void ignore_points_inside(const Grid& grid, const Box& region, int64_t* owner);
 
-// For each object, keeps its k best points among those standing for it and sets the owner of the others to -1.
+// For each object, keeps its k best points among those standing for it; the others' owner becomes -1, their score 0.
 // Holds the scratch space for one image at a time.
 class TopPointSelector {
  public:
   TopPointSelector(int64_t num_points, int64_t max_objects);
-  void run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects);
+  void run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects);
 
  private:
   struct Contest {

@@ -2,6 +2,16 @@
 
 namespace mgassign::cpu {
 
+namespace {
+
+// A choice by the bits: of "first ? a : b" compilers make masked stores, which are slow on many CPUs.
+MGASSIGN_INLINE float chosen(bool first, float a, float b) {
+  const uint32_t mask = -uint32_t{first};
+  return float_of((bits_of(a) & mask) | (bits_of(b) & ~mask));
+}
+
+}  // namespace
+
 MGASSIGN_VECTOR void BoxTile::prepare(int count) {
   for (int i = count; i < kTilePoints; ++i) set(i, {0.0f, 0.0f, 0.0f, 0.0f});
   float left[kTilePoints], top[kTilePoints], right[kTilePoints], bottom[kTilePoints];
@@ -9,16 +19,16 @@ MGASSIGN_VECTOR void BoxTile::prepare(int count) {
   for (int i = 0; i < kTilePoints; ++i) {
     const Box box = (*this)[i];
     const bool valid = is_valid(box);
-    left[i] = valid ? box.x1 : kNowhere.x1;
-    top[i] = valid ? box.y1 : kNowhere.y1;
-    right[i] = valid ? box.x2 : kNowhere.x2;
-    bottom[i] = valid ? box.y2 : kNowhere.y2;
-    x1[i] = valid ? box.x1 : 0.0f;
-    y1[i] = valid ? box.y1 : 0.0f;
-    x2[i] = valid ? box.x2 : 0.0f;
-    y2[i] = valid ? box.y2 : 0.0f;
-    area[i] = valid ? area_of(box) : 0.0f;
-    least[i] = valid ? area[i] : kInfinity;
+    left[i] = chosen(valid, box.x1, kNowhere.x1);
+    top[i] = chosen(valid, box.y1, kNowhere.y1);
+    right[i] = chosen(valid, box.x2, kNowhere.x2);
+    bottom[i] = chosen(valid, box.y2, kNowhere.y2);
+    x1[i] = chosen(valid, box.x1, 0.0f);
+    y1[i] = chosen(valid, box.y1, 0.0f);
+    x2[i] = chosen(valid, box.x2, 0.0f);
+    y2[i] = chosen(valid, box.y2, 0.0f);
+    area[i] = chosen(valid, area_of(box), 0.0f);
+    least[i] = chosen(valid, area[i], kInfinity);
     most[i] = area[i];
   }
   for (int half = kTilePoints / 2; half > 0; half /= 2)

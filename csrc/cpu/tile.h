@@ -69,8 +69,11 @@ MGASSIGN_INLINE void compete(const BoxTile& tile, const Objects& objects, const 
     for (int i = 0; i < kTilePoints; ++i) {
       const float iou = iou_with(tile, i, object);
       const bool better = (iou > fit.score[i]) & may_have(object, i);
-      // Not "better ? index : owner": clang makes a masked store of it, which the next object's load has to wait for.
+#if defined(__clang__)  // which makes a masked store of the choice below: the next object's load has to wait for it
       fit.owner[i] ^= (fit.owner[i] ^ object.index) & -int32_t{better};
+#else
+      fit.owner[i] = better ? object.index : fit.owner[i];
+#endif
       fit.score[i] = better ? iou : fit.score[i];
       overlap[i] = iou;
     }

@@ -37,7 +37,7 @@ void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, in
 // A lambda, so that the heap functions inline it.
 constexpr auto worst_on_top = [](const ScoredPoint& a, const ScoredPoint& b) { return ranks_before(a, b); };
 
-void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k, int64_t num_objects) {
+void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects) {
   set_capacities(owner, k, num_objects);
   float* const threshold = threshold_.data() + 1;
   threshold[-1] = kInfinity;
@@ -45,19 +45,25 @@ void TopPointSelector::run(int64_t* owner, const float* score, const int64_t* k,
 
   for (int64_t j = 0; j < num_points_; ++j) {
     const int64_t g = owner[j];
-    owner[j] = -1;
+    const float scored = score[j];
+    owner[j] = kBackground;
+    score[j] = 0.0f;
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
-    if (!(score[j] > threshold[g])) continue;
+    if (!(scored > threshold[g])) continue;
     Contest& contest = contests_[g];
     ScoredPoint* const heap = heaps_.get() + contest.start;
     if (contest.filled == contest.capacity) std::pop_heap(heap, heap + contest.filled--, worst_on_top);
-    heap[contest.filled++] = {score[j], static_cast<int32_t>(j)};
+    heap[contest.filled++] = {scored, static_cast<int32_t>(j)};
     std::push_heap(heap, heap + contest.filled, worst_on_top);
     if (contest.filled == contest.capacity) threshold[g] = heap[0].score;
   }
 
   for (int64_t g = 0; g < num_objects; ++g)
-    for (int32_t i = 0; i < contests_[g].filled; ++i) owner[heaps_[contests_[g].start + i].point] = g;
+    for (int32_t i = 0; i < contests_[g].filled; ++i) {
+      const ScoredPoint& kept = heaps_[contests_[g].start + i];
+      owner[kept.point] = g;
+      score[kept.point] = kept.score;
+    }
 }
 
 namespace {
