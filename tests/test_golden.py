@@ -23,7 +23,18 @@ from numpy.random import RandomState  # its numbers never change, unlike torch's
 from torch import Tensor
 
 from agreement import check_agreement
-from mgassign import PointGrid, amplified_centerness, box_iou, fcos_assign, mutual_guidance_assign, topk_per_object
+from mgassign import (
+    PointGrid,
+    TaskAligned,
+    amplified_centerness,
+    anchor_mutual_guidance_assign,
+    box_iou,
+    fcos_assign,
+    max_iou_assign,
+    mutual_guidance_assign,
+    task_aligned_assign,
+    topk_per_object,
+)
 from scenes import Scene
 
 HERE = Path(__file__).parent
@@ -120,6 +131,27 @@ def blocks(scene: Scene) -> tuple[Tensor, ...]:
     return iou, amplified, topk_per_object(iou, k, areas), topk_per_object(amplified, k, areas)
 
 
+def aligned(scene: Scene, settings: TaskAligned, **more) -> tuple[Tensor, ...]:
+    return task_aligned_assign(*vars(scene).values(), settings, activation="sigmoid", **more)
+
+
+def anchors(scene: Scene) -> Tensor:
+    """Two shapes at each point, four strides wide: a multiple of the points, in their order."""
+    reach = 2 * scene.grid.point_strides()[:, None]
+    shapes = (reach * torch.tensor([1.0, 0.5]), reach * torch.tensor([0.75, 1.0]))
+    points = scene.grid.points()
+    return torch.stack([torch.cat([points - half, points + half], 1) for half in shapes], 1).flatten(0, 1)
+
+
+def guided(scene: Scene, **settings) -> tuple[Tensor, ...]:
+    predicted = (values.repeat_interleave(2, dim=1) for values in (scene.pred_boxes, scene.pred_logits))
+    return anchor_mutual_guidance_assign(anchors(scene), *predicted, scene.gt_boxes, scene.gt_labels, **settings)
+
+
+def matched(scene: Scene, **settings) -> tuple[Tensor, ...]:
+    return max_iou_assign(anchors(scene), scene.gt_boxes, gt_labels=scene.gt_labels, **settings)
+
+
 CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "mutual guidance": lambda: mixed().assign(),
     "mutual guidance, crowded": lambda: crowded().assign(),
@@ -134,10 +166,44 @@ CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "mutual guidance, spacing": lambda: spaced().assign(),
     "fcos": lambda: fcos_assign(mixed().grid, mixed().gt_boxes),
     "fcos, tied": lambda: fcos_assign(tied().grid, tied().gt_boxes, 2.5),
+    "task-aligned": lambda: aligned(mixed(), TaskAligned.ULTRALYTICS),
+    "task-aligned, crowded": lambda: aligned(crowded(), TaskAligned.YOLO26),
+    "task-aligned, tied": lambda: aligned(tied(), TaskAligned.TOOD),
+    "task-aligned, odd values": lambda: aligned(odd(), TaskAligned.YOLOV10),
+    "task-aligned, regions": lambda: aligned(regions(), TaskAligned(contest="chosen"), num_points=20),
+    "task-aligned, other powers": lambda: aligned(crowded(), TaskAligned(alpha=0.75, beta=2.5), min_points=12),
+    "max-IoU": lambda: matched(mixed()),
+    "max-IoU, crowded": lambda: matched(crowded(), low_quality="object"),
+    "max-IoU, tied": lambda: matched(tied(), low_quality="first", min_iou=0.125),
+    "max-IoU, odd values": lambda: matched(odd(), low_quality="none", high=0.7, low=0.3),
+    "max-IoU, regions": lambda: matched(regions(), ignore_share=0.25),
+    "anchors": lambda: guided(mixed()),
+    "anchors, crowded": lambda: guided(crowded(), sigma=1.25, num_points=20),
+    "anchors, tied": lambda: guided(tied(), min_points=7),
+    "anchors, odd values": lambda: guided(odd(), positive=0.7, ignore=0.2),
+    "anchors, regions": lambda: guided(regions(), ignore_share=0.25),
     "building blocks": lambda: blocks(mixed()),
     "building blocks, tied": lambda: blocks(tied()),
     "building blocks, odd values": lambda: blocks(odd()),
 }
+
+
+def bits() -> dict[str, list[str]]:
+    """R and A themselves, of a point and an object each, so that it shows which value is another: hexadecimal float32."""
+    random = RandomState(1)
+    eighths = random.randint(1, 160, size=(320, 6)) / 8.0
+    corner, sides, shift = np.split(eighths, 3, axis=1)
+    boxes = float32(np.concatenate([corner, corner + sides], axis=1))
+    predicted = float32(np.concatenate([corner + shift - 8, corner + sides + shift[:, ::-1] - 4], axis=1))
+    one = PointGrid.from_features([(1, 1)], strides=(8,), offset=[(12.0, 12.5)], ranges=[(-1, np.inf)])
+    probs = float32(random.randint(0, 9, size=(1, 320)) / 8.0)
+    around = float32(np.array([12, 12.5, 12, 12.5]) + eighths[:, :4] * [-1, -1, 1, 1])
+    found = {
+        "iou": box_iou(predicted, boxes).diagonal(),
+        "amplified": torch.cat([amplified_centerness(one, around, probs, sigma)[0, :160] for sigma in (1.25, 2.0)]),
+    }
+    words = {name: [f"{word:08x}" for word in values.numpy().view(np.uint32)] for name, values in found.items()}
+    return {name: [" ".join(of[i : i + 16]) for i in range(0, len(of), 16)] for name, of in words.items()}
 
 
 def digest(results: tuple[Tensor, ...]) -> str:
@@ -157,6 +223,13 @@ def test_the_scenes_are_assigned_as_the_reference_does():
 @pytest.mark.parametrize("name", CALLS)
 def test_assignments(name):
     assert digest(CALLS[name]()) == GOLDEN["assignments"][name]
+
+
+@pytest.mark.parametrize("name", ["iou", "amplified"])
+def test_bits(name):
+    found = bits()[name]
+    assert found == GOLDEN["bits"][name]
+    assert sum(word != "00000000" for line in found for word in line.split()) > 100
 
 
 def test_assignments_for_any_number_of_threads():
@@ -209,6 +282,7 @@ def test_math(compiler, optimization, tmp_path):
 if __name__ == "__main__":
     today = {
         "assignments": {name: digest(call()) for name, call in CALLS.items()},
+        "bits": bits(),
         "math": math_digests(os.environ.get("CXX", "c++"), "-O2", HERE.parent / "build"),
     }
     json.dump(today, sys.stdout, indent=2)
