@@ -163,13 +163,14 @@ inline Grid make_grid(const std::vector<int64_t>& heights, const std::vector<int
     const Level level{heights[i],
                       widths[i],
                       grid.num_points,
-                      static_cast<float>(strides[i]),
+                      strides[i],
                       {static_cast<float>(spacings[2 * i]), static_cast<float>(offsets[2 * i])},
                       {static_cast<float>(spacings[2 * i + 1]), static_cast<float>(offsets[2 * i + 1])},
                       end(2 * i),
                       end(2 * i + 1)};
-    check(level.height >= 0 && level.width >= 0 && level.stride > 0 && level.y.spacing > 0 && level.x.spacing > 0 &&
-              is_finite(level.stride) && is_finite(level.y.spacing) && is_finite(level.x.spacing) &&
+    const float stride = static_cast<float>(level.stride);
+    check(level.height >= 0 && level.width >= 0 && stride > 0 && level.y.spacing > 0 && level.x.spacing > 0 &&
+              is_finite(stride) && is_finite(level.y.spacing) && is_finite(level.x.spacing) &&
               is_finite(level.y.offset) && is_finite(level.x.offset) && level.lo <= level.hi,
           "grid: level ", i, " is ", level.height, " x ", level.width, " of stride ", level.stride, ", spacing ",
           level.y.spacing, " x ", level.x.spacing, ", offset ", level.y.offset, " x ", level.x.offset, ", range ",
@@ -304,9 +305,10 @@ inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap,
   check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
   check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
   check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
-  check(margin >= 0 && raise_below >= 0 && least_side >= 0 && epsilon >= 0,
-        "margin, raise_below, least_side, epsilon: expected numbers of at least 0, got ", margin, ", ", raise_below,
-        ", ", least_side, ", ", epsilon);
+  for (const double number : {margin, raise_below, least_side, epsilon})
+    check(number >= 0 && is_finite(static_cast<float>(number)),
+          "margin, raise_below, least_side, epsilon: expected finite numbers of at least 0, got ", margin, ", ",
+          raise_below, ", ", least_side, ", ", epsilon);
   check_activation(activation);
   return {Power(alpha),
           Power(beta),
@@ -345,10 +347,11 @@ inline void check_thresholds(double high, double low, const char* name_high, con
         ": expected numbers above 0, at most 1, the first at most the second, got ", low, " and ", high);
 }
 
-// max_iou_assign: 0 none, 1 own, 2 object, 3 first.
-inline void check_low_quality(int64_t low_quality) {
+// max_iou_assign: 0 none, 1 own, 2 object, 3 first; from which overlap on.
+inline void check_low_quality(int64_t low_quality, double min_iou) {
   check(0 <= low_quality && low_quality <= 3, "low_quality: expected 0 (none), 1 (own), 2 (object) or 3 (first), got ",
         low_quality);
+  check(0 <= min_iou && min_iou <= 1, "min_iou: expected a number of at least 0, at most 1, got ", min_iou);
 }
 
 // amplified_centerness

@@ -13,6 +13,7 @@ import mgassign
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("default", max_examples=200, derandomize=True, **_COMMON)
+settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
 
 
@@ -20,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--deep", action="store_true", help="many more examples of each property, and every float32 where sampled"
     )
+    parser.addoption("--quick", action="store_true", help="few examples of each property")
     parser.addoption(
         "--data",
         default=os.environ.get("MGASSIGN_DATA"),
@@ -33,7 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("deep" if config.getoption("--deep") else "default")
+    chosen = next((name for name in ("deep", "quick") if config.getoption(f"--{name}")), "default")
+    settings.load_profile(chosen)
     if config.getoption("--installed") and Path(mgassign.__file__).is_relative_to(
         Path(__file__).parents[1] / "mgassign"
     ):

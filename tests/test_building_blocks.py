@@ -30,8 +30,21 @@ def test_box_iou_equals_the_reference(rows, columns, dtype):
     assert torch.equal(box_iou(boxes, gt_boxes), reference.box_iou(boxes, gt_boxes))
 
 
+# In turn each coordinate, and it alone, is no ordinary number; then sides that are none.
+NO_BOXES = [[value if i == side else corner for i, corner in enumerate((0.0, 0.0, 9.0, 9.0))]
+            for side in range(4) for value in (nan, inf, -inf)]  # fmt: skip
+NO_BOXES += [
+    [9.0, 0, 0, 9],
+    [0.0, 0, 0, 9],
+    [0.0, 9, 9, 0],
+    [-inf, -inf, inf, inf],
+    [-inf, 0, inf, 9],
+    [0, -inf, 9, inf],
+]
+
+
 def test_box_iou_of_boxes_that_are_none():
-    none = torch.tensor([[nan, 0, 9, 9], [0, 0, inf, 9], [9, 0, 0, 9], [0, 0, 0, 9], [0, 9, 9, 0]])
+    none = torch.tensor(NO_BOXES)
     some = torch.tensor([[0.0, 0, 9, 9], [-9, -9, 99, 99]])
     assert (box_iou(none, some) == 0).all()
     assert (box_iou(some, none) == 0).all()
@@ -66,6 +79,14 @@ def test_amplified_centerness_by_hand():
     box = torch.tensor([[0.0, 0.0, 20.0, 8.0]])  # l 4, r 16, t 4, b 4: centerness 1/2
     for p, sigma, expected in [(0.0, 2.0, 0.5), (1.0, 2.0, 0.5**0.5), (0.5, 2.0, 0.5**0.75), (1.0, 4.0, 0.5**0.75)]:
         assert amplified_centerness(grid, box, torch.tensor([[p]]), sigma).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("level_gate", [True, False])
+def test_amplified_centerness_of_boxes_that_are_none(level_gate):
+    none, grid = torch.tensor(NO_BOXES), PointGrid.for_image((16, 16), strides=(4, 8))
+    for p in (0.0, 0.5, 1.0):
+        probs = torch.full((grid.num_points, len(none)), p)
+        assert (amplified_centerness(grid, none, probs, level_gate=level_gate) == 0).all()
 
 
 def test_amplified_centerness_never_falls_with_the_score():
@@ -107,6 +128,15 @@ TOPK_CASES = {
     "NaN is no score": ([[nan, 0.1], [nan, nan]], [2, 2], [1, 1], [1, -1]),
     "infinity is the highest": ([[inf], [3e38]], [1], [1], [0, -1]),
     "who loses a point does not get another's": ([[0.9, 0.8], [0.1, 0.0]], [1, 1], [1, 1], [0, -1]),
+    "a k below 0 before a k above": ([[0.5, 0.4], [0.1, 0.6], [0.0, 0.9], [0.0, 0.7]], [-3, 2], [1, 1], [-1, -1, 1, 1]),
+    "a k below 0 between others": (
+        [[0.9, 0.0, 0.0], [0.8, 0.0, 0.0], [0.7, 0.0, 0.0], [0.0, 0.0, 0.3], [0.0, 0.0, 0.4], [0.0, 0.5, 0.4]],
+        [2, -2, 2],
+        [1, 1, 1],
+        [0, 0, -1, 2, 2, -1],
+    ),
+    "an area a unit of the last place smaller": ([[0.5, 0.5]], [1, 1], [1024.0, 1024.0 - 2.0**-14], [1]),
+    "an area a unit of the last place larger": ([[0.5, 0.5]], [1, 1], [1.0, 1.0 + 2.0**-23], [0]),
     "an object that may keep none still wins its points": ([[0.9, 0.8]], [0, 1], [1, 1], [-1]),
 }
 
@@ -116,6 +146,22 @@ def test_topk_case(scores, k, areas, expected):
     arguments = torch.tensor(scores), torch.tensor(k), torch.tensor(areas, dtype=torch.float32)
     assert topk_per_object(*arguments).tolist() == expected
     assert reference.topk_per_object(*arguments).tolist() == expected
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 2])
+@pytest.mark.parametrize("points", [3, 5, 64, 257, 1001])
+def test_topk_where_the_ks_sum_to_about_the_number_of_points(points, more):
+    # The last object stands for as many points as it may have, the others for fewer: room is scarce at the very end.
+    for last in (2, points // 2):
+        k = torch.tensor([points + more - last - 1, 1, last])
+        owner = torch.full((points,), 2)
+        owner[: points - last] = 0
+        scores = torch.zeros(points, 3).scatter_(
+            1, owner[:, None], torch.rand(points, 1, generator=generator(points)) + 0.1
+        )
+        arguments = scores, k, torch.ones(3)
+        for _ in range(20):  # what is written beyond the end is noticed when memory comes back
+            assert torch.equal(topk_per_object(*arguments), reference.topk_per_object(*arguments))
 
 
 def test_topk_of_any_strides():

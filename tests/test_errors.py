@@ -19,7 +19,6 @@ from mgassign import (
     mutual_guidance_assign,
     topk_per_object,
 )
-from scenes import GRID_NAMES, scene
 
 try:
     from torchvision.tv_tensors import BoundingBoxes
@@ -234,95 +233,6 @@ def test_other_functions(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value).startswith(message)
-
-
-def raw_arguments():
-    of = scene((64, 96), (8, 16), objects=(3, 2), seed=1)
-    settings = {"wanted": None, "center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0,
-                "max_points": 2**31 - 1, "inside": False, "ignore_share": 0.5, "activation": 1}  # fmt: skip
-    tensors = [of.pred_boxes, of.pred_logits, torch.cat(of.gt_boxes), torch.cat(of.gt_labels), None, [3, 2]]
-    return tensors, {**dict(zip(GRID_NAMES, of.grid.arguments, strict=True)), **settings}
-
-
-# Callers of torch.ops.mgassign come past the Python checks, and past what makes a ValueError of every check: from torch
-# 2.15 on theirs is a RuntimeError.
-CHECKED = (ValueError, RuntimeError)
-
-# Each argument's place, a bad value, what is said.
-RAW_ERRORS = {
-    "decreasing offsets": ((4, torch.tensor([0, 7, 5])), (5, None), "gt_offsets: expected them not to decrease"),
-    "offsets of another end": (
-        (4, torch.tensor([0, 3, 9])),
-        (5, None),
-        "gt_boxes: expected 9 rows, one per object, got 5",
-    ),
-    "offsets of another start": ((4, torch.tensor([1, 3, 5])), (5, None), "gt_offsets: expected the first to be 0"),
-    "offsets and counts": ((4, torch.tensor([0, 3, 5])), (5, [3, 2]), "gt_offsets, gt_counts: expected at most one"),
-    "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_counts: expected at least 0 in each image, got -2 in image 1"),
-    "counts of another sum": ((5, [3, 1]), (5, [3, 1]), "gt_boxes: expected 4 rows, one per object, got 5"),
-    "float64 objects": ((2, torch.rand(5, 4).double()), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
-    "strided objects": ((2, torch.rand(4, 5).T), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
-    "narrow labels": (
-        (3, torch.zeros(5, dtype=torch.int32)),
-        (4, None),
-        "gt_labels: expected a contiguous int64 tensor",
-    ),
-    "too few labels": (
-        (3, torch.zeros(4, dtype=torch.int64)),
-        (4, None),
-        "gt_labels: expected one per object, like gt_boxes [5, 4] without its last dimension, got [4]",
-    ),
-    "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "pred_boxes: expected"),
-}
-
-
-@pytest.mark.parametrize(("change", "also", "message"), RAW_ERRORS.values(), ids=RAW_ERRORS.keys())
-def test_the_operator_itself_checks(change, also, message):
-    tensors, settings = raw_arguments()
-    for place, value in (change, also):
-        tensors[place] = value
-    with pytest.raises(CHECKED, match="expected") as raised:
-        torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
-    assert message in str(raised.value)
-
-
-def test_the_operator_checks_that_padded_labels_are_the_boxes():
-    tensors, settings = raw_arguments()
-    tensors[2:] = [torch.rand(2, 3, 4), torch.zeros(3, 2, dtype=torch.int64), None, None]
-    with pytest.raises(CHECKED, match=r"gt_labels: expected one per object, like gt_boxes \[2, 3, 4\].*, got \[3, 2\]"):
-        torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"strides": [8]}, "grid: expected lists of one length"),
-        ({"strides": [8, 0]}, "grid: level 1 is"),
-        ({"heights": [-1, 4]}, "grid: level 0 is"),
-        ({"sigma": 0.5}, "sigma: expected"),
-        ({"center_radius": -1.0}, "center_radius: expected"),
-        ({"min_points": -1}, "min_points, max_points: expected"),
-        ({"min_points": 3, "max_points": 2}, "min_points, max_points: expected"),
-        ({"wanted": torch.zeros(4).long()}, "wanted: expected one per object"),
-        ({"wanted": torch.zeros(5)}, "wanted: expected a contiguous int64 tensor"),
-        ({"ignore_share": 0.0}, "ignore_share: expected"),
-        ({"ignore_share": math.nan}, "ignore_share: expected"),
-        ({"center_radius": math.inf}, "center_radius: expected"),
-        ({"spacings": [8.0]}, "grid: expected lists of one length"),
-        ({"spacings": [8.0, 8.0, 16.0, 0.0]}, "grid: level 1 is"),
-        ({"offsets": [4.0, math.nan, 8.0, 8.0]}, "grid: level 0 is"),
-        ({"ranges": [5.0, 4.0, 0.0, 9.0]}, "grid: level 0 is"),
-        ({"activation": 2}, "activation: expected"),
-        ({"heights": [2**20, 4], "widths": [2**20, 6]}, "fewer than 2^31 points"),
-        ({"heights": [2**62, 4], "widths": [2**62, 6]}, "fewer than 2^31 points"),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else str(value),
-)
-def test_the_operator_checks_its_settings(change, message):
-    tensors, settings = raw_arguments()
-    with pytest.raises(CHECKED, match="expected") as raised:
-        torch.ops.mgassign.mutual_guidance_assign(*tensors, **{**settings, **change})
-    assert message in str(raised.value)
 
 
 OUT_OF_MEMORY = {

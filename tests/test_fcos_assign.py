@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from mgassign import PointGrid, fcos_assign, reference
 from scenes import GRIDS, STRIDES, random_boxes
+from test_building_blocks import NO_BOXES
 
 
 def test_by_hand():
@@ -31,6 +34,46 @@ def test_points_on_the_border_are_outside():
     grid = PointGrid.for_image((64, 64), strides=(8,))
     assert int(fcos_assign(grid, [torch.tensor([[4.0, 4.0, 12.0, 12.0]])]).num_points) == 0
     assert int(fcos_assign(grid, [torch.tensor([[3.9, 3.9, 12.1, 12.1]])]).num_points) == 4
+
+
+def test_the_reach_is_the_product_rounded_once():
+    # radius * stride in double precision, then float32; of factors rounded before, the product is its neighbour, to
+    # either side. The only point lies on the bound, or where the neighbour would be.
+    seen = set()
+    for radius, stride in itertools.product((0.7, 0.9, 1.1, 1.3, 1.7, 2.3), (7.3, 10.0, 12.5, 20.0, 24.0)):
+        reach, otherwise = np.float32(radius * stride), np.float32(radius) * np.float32(stride)
+        if reach == otherwise:
+            continue
+        seen.add(reach > otherwise)
+        for x, y in ((reach, 0), (otherwise, 0), (0, reach), (0, otherwise), (-reach, 0), (0, -otherwise)):
+            grid = PointGrid.from_features(
+                [(1, 1)], strides=(stride,), offset=[(float(y), float(x))], ranges=[(-1, np.inf)]
+            )
+            box = torch.tensor([[-100.0, -100, 100, 100]])
+            expected = int(max(abs(x), abs(y)) < reach)
+            assert fcos_assign(grid, [box], radius).num_points.tolist() == [expected]
+            assert reference.fcos_assign(grid, box, radius)[1].tolist() == [expected]
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("center_radius", [0.0, 1.5])
+@pytest.mark.parametrize("none", NO_BOXES, ids=str)
+def test_a_box_that_is_none_gets_no_point(none, center_radius):
+    grid = PointGrid.for_image((64, 64), strides=(4, 8))  # whose last level takes distances without end
+    boxes = torch.tensor([none, [0.0, 0, 64, 64]])
+    found = fcos_assign(grid, [boxes], center_radius)
+    alone = fcos_assign(grid, [boxes[1:]], center_radius)
+    assert found.num_points.tolist() == [0, int(alone.num_points)]
+    assert torch.equal(found.original == 1, alone.original == 0)
+
+
+def test_areas_a_unit_of_the_last_place_apart():
+    grid = PointGrid.for_image((64, 64), strides=(8,))
+    less = 32 - 2.0**-19  # the float32 before 32
+    large, small = [8.0, 0.0, 40.0, 32.0], [8.0, 0.0, 40.0, less]
+    for boxes, expected in (([large, small], 1), ([small, large], 0), ([large, large], 0)):
+        found = fcos_assign(grid, [torch.tensor(boxes)], 0)
+        assert found.original[found.original >= 0].unique().tolist() == [expected]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine", "spaced"])

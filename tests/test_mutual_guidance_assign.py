@@ -20,6 +20,7 @@ from mgassign import (
     topk_per_object,
 )
 from scenes import STRIDES, Scene, scene
+from test_building_blocks import NO_BOXES
 
 nan, inf = math.nan, math.inf
 
@@ -294,7 +295,87 @@ def test_special_objects(objects, settings):
         assert not any((owner == g).any() for owner in found[:3])
 
 
-BAD_BOXES = [[nan, 0, 9, 9], [0, 0, inf, 9], [-inf, 0, 9, 9], [9, 0, 0, 9], [0, 9, 9, 0], [5, 5, 5, 9]]
+@pytest.mark.parametrize("level_gate", [True, False])
+def test_each_coordinate_alone_makes_an_object_none(level_gate):
+    like = scene((128, 128), STRIDES[:3], objects=(4,), seed=6)
+    boxes = torch.tensor([*NO_BOXES, SMALL])
+    labels = torch.arange(len(boxes)) % 6
+    one = Scene(like.grid, like.pred_boxes, like.pred_logits, [boxes], [labels])
+    settings = {"min_points": 3, "center_radius": 0.0, "level_gate": level_gate}
+    found = one.assign(**settings)
+    assert (found.num_points[:-1] == 0).all()
+    assert all((owner != -1).any() and ((owner == -1) | (owner == len(NO_BOXES))).all() for owner in found[:3])
+    # Nor is it a region.
+    regions = dataclasses.replace(
+        one, gt_labels=[torch.where(torch.arange(len(boxes)) < len(NO_BOXES), IGNORE, labels)]
+    )
+    again = regions.assign(**settings, ignore_share=0.01)
+    assert equal(again[:3], found[:3])
+
+
+def test_objects_of_areas_a_unit_of_the_last_place_apart():
+    # All predictions fit both alike: 32 is halved, and what the smaller one lacks is lost in rounding.
+    less = 32 - 2.0**-19
+    large, small = [40.0, 0.0, 72.0, 32.0], [40.0, 0.0, 72.0, less]
+    pred = torch.tensor([40.0, 0, 72, 16]).expand(1, P, 4)
+    for boxes, expected in (([large, small], 1), ([small, large], 0)):
+        overlaps = box_iou(pred[0, :1], torch.tensor(boxes))
+        found = mutual_guidance_assign(
+            GRID,
+            pred,
+            torch.zeros(1, P, 1),
+            [torch.tensor(boxes)],
+            [torch.tensor([0, 0])],
+            center_radius=0.0,
+            num_points=5,
+        )
+        assert overlaps[0, 0] == overlaps[0, 1]
+        assert found.cls[found.cls >= 0].unique().tolist() == [expected]
+        assert found.original[found.original >= 0].unique().tolist() == [expected]
+
+
+@pytest.mark.parametrize("side", range(4))
+@pytest.mark.parametrize("by", [0.75, 0.25, 2.0**-10])
+def test_an_object_that_reaches_into_one_prediction_by_less_than_a_pixel(side, by):
+    # Every prediction in turn, of a grid of many tiles: its neighbours' do not touch the object.
+    grid = PointGrid.for_image((88, 88), strides=(8,))
+    pred = (grid.points().repeat(1, 2) + torch.tensor([-4.0, -4, 4, 4]))[None]
+    for j in range(0, grid.num_points, 3):
+        box = pred[0, j].clone() + torch.tensor([1.0, 1, -1, -1])
+        if side < 2:  # the object ends within the prediction
+            box[side], box[side + 2] = pred[0, j, side] - 4000, pred[0, j, side] + by
+        else:  # it begins there
+            box[side], box[side - 2] = pred[0, j, side] + 4000, pred[0, j, side] - by
+        pred_alone = torch.full_like(pred, 9000.0)
+        pred_alone[0, j] = pred[0, j]
+        found = mutual_guidance_assign(
+            grid, pred_alone, torch.zeros(1, grid.num_points, 1), [box[None]], [torch.tensor([0])], num_points=1
+        )
+        assert torch.nonzero(found.cls[0] >= 0).flatten().tolist() == [j]
+        assert found.iou[0, j] == box_iou(pred[0, j : j + 1], box[None])
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_an_object_around_a_single_row_or_column_of_points(axis):
+    # Thinner than a pixel. Enough rows for several strips and bands: each of their first and last ones is met.
+    for size in ((560, 24), (24, 560)):
+        grid = PointGrid.for_image(size, strides=(8,))
+        points = grid.points()
+        logits = torch.zeros(1, grid.num_points, 1)
+        pred = points.repeat(1, 2)[None] + torch.tensor([-1.0, -1, 1, 1])
+        for at in points[:, 0 if axis == "x" else 1].unique():
+            box = [at - 0.25, -999.0, at + 0.25, 999.0] if axis == "x" else [-999.0, at - 0.25, 999.0, at + 0.25]
+            found = mutual_guidance_assign(
+                grid, pred, logits, [torch.tensor([box])], [torch.tensor([0])], level_gate=False, center_radius=0.0,
+                num_points=grid.num_points,
+            )  # fmt: skip
+            met = points[:, 0 if axis == "x" else 1] == at
+            assert torch.equal(found.loc[0] == 0, met)
+            assert torch.equal(found.cls[0] == 0, met)
+            assert torch.equal(found.original[0] == 0, met)
+
+
+BAD_BOXES = [*NO_BOXES, [5.0, 5, 5, 9]]
 
 
 @pytest.mark.parametrize("bad", BAD_BOXES, ids=str)

@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
                                               double low, int64_t low_quality, double min_iou, double ignore_share) {
   check_anchors(anchors, gt_boxes);
   check_thresholds(high, low, "high", "low");
-  check_low_quality(low_quality);
+  check_low_quality(low_quality, min_iou);
   check_ignore_share(ignore_share);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts), num_anchors = anchors.size(0);
   if (gt_labels) check_property(*gt_labels, gt_boxes, "gt_labels");

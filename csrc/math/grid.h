@@ -19,7 +19,7 @@ struct Location {
 struct Level {
   int64_t height, width;
   int64_t first_point;  // of this level, within the image
-  float stride;         // the unit of centre sampling; points lie apart as the axes say
+  double stride;        // the unit of centre sampling, unrounded; points lie apart as the axes say
   Axis y, x;
   float lo, hi;  // range of max(l, t, r, b) this level is made for, both ends inclusive
 

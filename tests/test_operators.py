@@ -1,0 +1,234 @@
+"""The operators by themselves, torch.ops.mgassign: what they refuse that never came past the Python checks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scenes import GRID_NAMES, scene
+from test_library import calls
+
+nan, inf = math.nan, math.inf
+
+
+def raw_arguments():
+    of = scene((64, 96), (8, 16), objects=(3, 2), seed=1)
+    settings = {"wanted": None, "center_radius": 1.5, "sigma": 2.0, "level_gate": True, "min_points": 0,
+                "max_points": 2**31 - 1, "inside": False, "ignore_share": 0.5, "activation": 1}  # fmt: skip
+    tensors = [of.pred_boxes, of.pred_logits, torch.cat(of.gt_boxes), torch.cat(of.gt_labels), None, [3, 2]]
+    return tensors, {**dict(zip(GRID_NAMES, of.grid.arguments, strict=True)), **settings}
+
+
+# Callers of torch.ops.mgassign come past the Python checks, and past what makes a ValueError of every check: from torch
+# 2.15 on theirs is a RuntimeError.
+CHECKED = (ValueError, RuntimeError)
+
+# Each argument's place, a bad value, what is said.
+RAW_ERRORS = {
+    "decreasing offsets": ((4, torch.tensor([0, 7, 5])), (5, None), "gt_offsets: expected them not to decrease"),
+    "offsets of another end": (
+        (4, torch.tensor([0, 3, 9])),
+        (5, None),
+        "gt_boxes: expected 9 rows, one per object, got 5",
+    ),
+    "offsets of another start": ((4, torch.tensor([1, 3, 5])), (5, None), "gt_offsets: expected the first to be 0"),
+    "offsets and counts": ((4, torch.tensor([0, 3, 5])), (5, [3, 2]), "gt_offsets, gt_counts: expected at most one"),
+    "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_counts: expected at least 0 in each image, got -2 in image 1"),
+    "counts of another sum": ((5, [3, 1]), (5, [3, 1]), "gt_boxes: expected 4 rows, one per object, got 5"),
+    "float64 objects": ((2, torch.rand(5, 4).double()), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
+    "strided objects": ((2, torch.rand(4, 5).T), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
+    "narrow labels": (
+        (3, torch.zeros(5, dtype=torch.int32)),
+        (4, None),
+        "gt_labels: expected a contiguous int64 tensor",
+    ),
+    "too few labels": (
+        (3, torch.zeros(4, dtype=torch.int64)),
+        (4, None),
+        "gt_labels: expected one per object, like gt_boxes [5, 4] without its last dimension, got [4]",
+    ),
+    "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "pred_boxes: expected"),
+}
+
+
+@pytest.mark.parametrize(("change", "also", "message"), RAW_ERRORS.values(), ids=RAW_ERRORS.keys())
+def test_the_operator_itself_checks(change, also, message):
+    tensors, settings = raw_arguments()
+    for place, value in (change, also):
+        tensors[place] = value
+    with pytest.raises(CHECKED, match="expected") as raised:
+        torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
+    assert message in str(raised.value)
+
+
+def test_the_operator_checks_that_padded_labels_are_the_boxes():
+    tensors, settings = raw_arguments()
+    tensors[2:] = [torch.rand(2, 3, 4), torch.zeros(3, 2, dtype=torch.int64), None, None]
+    with pytest.raises(CHECKED, match=r"gt_labels: expected one per object, like gt_boxes \[2, 3, 4\].*, got \[3, 2\]"):
+        torch.ops.mgassign.mutual_guidance_assign(*tensors, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": [8]}, "grid: expected lists of one length"),
+        ({"strides": [8, 0]}, "grid: level 1 is"),
+        ({"heights": [-1, 4]}, "grid: level 0 is"),
+        ({"sigma": 0.5}, "sigma: expected"),
+        ({"center_radius": -1.0}, "center_radius: expected"),
+        ({"min_points": -1}, "min_points, max_points: expected"),
+        ({"min_points": 3, "max_points": 2}, "min_points, max_points: expected"),
+        ({"wanted": torch.zeros(4).long()}, "wanted: expected one per object"),
+        ({"wanted": torch.zeros(5)}, "wanted: expected a contiguous int64 tensor"),
+        ({"ignore_share": 0.0}, "ignore_share: expected"),
+        ({"ignore_share": math.nan}, "ignore_share: expected"),
+        ({"center_radius": math.inf}, "center_radius: expected"),
+        ({"spacings": [8.0]}, "grid: expected lists of one length"),
+        ({"spacings": [8.0, 8.0, 16.0, 0.0]}, "grid: level 1 is"),
+        ({"offsets": [4.0, math.nan, 8.0, 8.0]}, "grid: level 0 is"),
+        ({"ranges": [5.0, 4.0, 0.0, 9.0]}, "grid: level 0 is"),
+        ({"activation": 2}, "activation: expected"),
+        ({"heights": [2**20, 4], "widths": [2**20, 6]}, "fewer than 2^31 points"),
+        ({"heights": [2**62, 4], "widths": [2**62, 6]}, "fewer than 2^31 points"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_the_operator_checks_its_settings(change, message):
+    tensors, settings = raw_arguments()
+    with pytest.raises(CHECKED, match="expected") as raised:
+        torch.ops.mgassign.mutual_guidance_assign(*tensors, **{**settings, **change})
+    assert message in str(raised.value)
+
+
+def named_calls():
+    """A good call of each operator in each form of objects: its name, and arguments by name."""
+    for name, given, settings in calls(requires_grad=False):
+        names = [argument.name for argument in getattr(torch.ops.mgassign, name).default._schema.arguments]
+        arguments = {**dict(zip(names, given, strict=False)), **settings}
+        if "wanted" in arguments:
+            arguments["wanted"] = torch.ones_like(arguments["gt_labels"])
+        yield name, arguments
+
+
+CALLS = list(named_calls())
+IDS = [f"{name} {i}" for i, (name, _) in enumerate(CALLS)]
+# Dimensions of any size: nothing else says how many there are.
+FREE = {
+    ("mutual_guidance_assign", "pred_logits", 2),
+    ("task_aligned_assign", "pred_scores", 2),
+    ("anchor_mutual_guidance_assign", "pred_logits", 2),
+    ("max_iou_assign", "anchors", 0),
+    ("box_iou", "boxes", 0),
+    ("box_iou", "gt_boxes", 0),
+    ("topk_per_object", "scores", 0),
+}
+# Of the others these have to be float32 or int64, and contiguous.
+PACKED = {"gt_boxes", "gt_labels", "gt_offsets", "wanted", "k", "areas"}
+
+
+def results(name: str, arguments: dict) -> list[torch.Tensor]:
+    found = getattr(torch.ops.mgassign, name)(**arguments)
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def refuses(name: str, arguments: dict, changed: str, value: object) -> None:
+    with pytest.raises(CHECKED, match="expected") as raised:
+        results(name, {**arguments, changed: value})
+    assert str(raised.value).startswith("mgassign: ")
+
+
+def tensors_of(arguments: dict):
+    return [(key, value) for key, value in arguments.items() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=IDS)
+def test_a_tensor_with_one_too_many_or_too_few_of_anything_is_refused(name, arguments):
+    for key, tensor in tensors_of(arguments):
+        for dim in range(tensor.dim()):
+            if (name, key, dim) in FREE:
+                continue
+            refuses(name, arguments, key, torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim))
+            refuses(name, arguments, key, tensor.narrow(dim, 0, tensor.shape[dim] - 1).contiguous())
+        refuses(name, arguments, key, tensor[None])
+        refuses(name, arguments, key, tensor[0].contiguous())
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=IDS)
+def test_a_tensor_of_another_dtype_or_strides_is_refused_or_read_right(name, arguments):
+    expected = results(name, arguments)
+    for key, tensor in tensors_of(arguments):
+        refuses(name, arguments, key, tensor.to(torch.float32 if tensor.dtype == torch.int64 else torch.int64))
+        refuses(name, arguments, key, tensor.to(torch.bool))
+        apart = tensor.repeat_interleave(2, dim=-1)[..., ::2]
+        for other in (apart, tensor.to(torch.int32 if tensor.dtype == torch.int64 else torch.float64)):
+            assert torch.equal(other, tensor)
+            if key in PACKED and name != "box_iou":
+                refuses(name, arguments, key, other)
+            else:
+                found = results(name, {**arguments, key: other})
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# What each setting may not be, wherever it stands.
+BAD_SETTINGS = {
+    "center_radius": [-1.0, -1e-30, nan, inf, 1e39],
+    "sigma": [1.0, 1 + 1e-12, 0.5, -2.0, nan, inf, 1e39],
+    "ignore_share": [0.0, 1e-60, -0.5, 1.5, nan, inf],
+    "min_points": [-1],
+    "max_points": [-1],
+    "keep": [-1, 129],
+    "alpha": [-0.5, nan, inf],
+    "beta": [0.0, -1.0, nan, inf, 1e39],
+    "margin": [-1.0, nan, inf, 1e39],
+    "raise_below": [-1.0, nan, inf, 1e39],
+    "least_side": [-1.0, nan, inf, 1e39],
+    "epsilon": [-1.0, nan, inf, 1e39],
+    "high": [0.1, 1.5, nan, inf],
+    "low": [0.0, -1.0, 0.6, nan, 1e-60],
+    "min_iou": [-0.5, 1.5, nan, inf],
+    "positive": [0.1, 1.5, nan, inf],
+    "ignore": [0.0, -1.0, 0.6, nan, 1e-60],
+    "low_quality": [-1, 4],
+    "overlap": [-1, 2],
+    "candidates": [-1, 2],
+    "contest": [-1, 2],
+    "activation": [-1, 2],
+    "gt_counts": [[3, 3], [3, 1], [6, -1], [-1, 6], [2**63 - 1, 2**63 - 1, 7], []],
+}
+NO_SETTINGS = {"level_gate", "inside", *GRID_NAMES}  # flags, and what the next test changes
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=IDS)
+def test_a_setting_out_of_its_range_is_refused(name, arguments):
+    for key, value in arguments.items():
+        if value is None or isinstance(value, torch.Tensor) or key in NO_SETTINGS:
+            continue
+        for bad in BAD_SETTINGS[key]:
+            refuses(name, arguments, key, bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [c for c in CALLS if "heights" in c[1]], ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_a_grid_that_is_none_is_refused(name, arguments):
+    for key in GRID_NAMES:
+        numbers = list(arguments[key])
+        refuses(name, arguments, key, numbers[:-1])
+        refuses(name, arguments, key, [*numbers, numbers[-1]])
+        refuses(name, arguments, key, [])
+        bad = {"heights": [-1, 2**31, 2**62], "widths": [-1, 2**31, 2**62], "strides": [0.0, -8.0, nan, inf, 1e-60, 1e39],
+               "spacings": [0.0, -8.0, nan, inf, 1e-60, 1e39], "offsets": [nan, inf, -inf, 1e39], "ranges": [nan]}  # fmt: skip
+        for place in range(len(numbers)):
+            for value in bad[key]:
+                refuses(name, arguments, key, [*numbers[:place], value, *numbers[place + 1 :]])
+    backwards = [end for pair in zip(arguments["ranges"][1::2], arguments["ranges"][::2], strict=True) for end in pair]
+    refuses(name, arguments, "ranges", backwards)
+
+
+def test_every_setting_has_its_bad_values():
+    settings = {
+        key for _, arguments in CALLS for key, value in arguments.items() if not isinstance(value, torch.Tensor)
+    }
+    assert settings - NO_SETTINGS - {"gt_labels", "gt_offsets", "wanted"} == set(BAD_SETTINGS)
