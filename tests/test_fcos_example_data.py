@@ -6,18 +6,21 @@ import multiprocessing
 import os
 import signal
 import time
+import zlib
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("tqdm")
 pytest.importorskip("torchvision")
 
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from augment import IoUCrop, apply_changes, draw_change
-from data import TrainingSet, check_images, load_images, read_split, read_splits
+from data import TrainingSet, check_images, check_scorable, load_image, load_images, read_split, read_splits
 from drawn import CLASSES, draw_scene, draw_set
 from runs import UserError
 
@@ -64,6 +67,10 @@ def test_classes_come_from_the_annotations_without_a_list(folder):
     ("spoil", "message"),
     [
         (lambda f: annotate(f, "<object>"), r"train_0000\.xml: cannot read the annotation: mismatched tag"),
+        (
+            lambda f: (f / "Annotations/train_0000.xml").write_text('<?xml version="1.0" encoding="foo"?><a/>'),
+            r"train_0000\.xml: cannot read the annotation: unknown encoding",
+        ),
         (lambda f: annotate(f, an_object(x1="one")), r"train_0000\.xml: .*could not convert string to float: 'one'"),
         (lambda f: annotate(f, an_object(x1="nan")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
         (lambda f: annotate(f, an_object(x2="2")), r"train_0000\.xml: .*object 1, ellipse: a box needs width"),
@@ -77,7 +84,7 @@ def test_classes_come_from_the_annotations_without_a_list(folder):
         (lambda f: (f / "JPEGImages/train_0001.jpg").unlink(), r"train_0001\.jpg: .*No such file"),
         (lambda f: (f / "JPEGImages/train_0001.jpg").write_text("x"), r"train_0001\.jpg: .*cannot identify image file"),
         (lambda f: (f / "ImageSets/Main/train.txt").write_text("\n"), r"train\.txt: names no images"),
-        (lambda f: (f / "ImageSets/Main/train.txt").unlink(), r"train\.txt: cannot read the list of images: No such"),
+        (lambda f: (f / "ImageSets/Main/train.txt").unlink(), r"train\.txt: cannot read the list: No such"),
     ],
 )
 def test_what_is_broken_is_named(folder, spoil, message):
@@ -211,3 +218,87 @@ def test_workers_outlive_a_signal_to_the_group(folder):
     os.kill(worker.pid, signal.SIGTERM)
     time.sleep(0.2)
     assert len(list(batches)) == 3
+
+
+def in_png_chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def spoil_image(kind: str):
+    """What writes a file that is no image for training, and what is said of it."""
+
+    def text_bomb(path):
+        Image.new("RGB", (64, 64)).save(path, "PNG")
+        whole = path.read_bytes()
+        bomb = in_png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**21))
+        path.write_bytes(whole[:33] + bomb + whole[33:])  # after the header
+
+    def postscript(path):
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+
+    def floats(path):
+        Image.fromarray(np.random.default_rng(0).random((64, 64), dtype=np.float32)).save(path, "TIFF")
+
+    return {
+        "too large": (text_bomb, "ecompressed data too large"),
+        "EPS": (postscript, "cannot identify image file"),
+        "float": (floats, "expected 8 or 16 bits a channel, got pixels of Pillow's mode F"),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["too large", "EPS", "float"])
+def test_images_that_are_none_are_told(folder, kind):
+    spoil, message = spoil_image(kind)
+    path = folder / "JPEGImages" / "train_0001.jpg"
+    spoil(path)
+    with pytest.raises(UserError, match=rf"train_0001\.jpg: cannot read the image: .*{message}"):
+        check_images(read_split(f"{folder}:train", None)[0])
+
+
+def test_sixteen_bits_are_scaled_to_eight(folder):
+    gray = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    path = folder / "JPEGImages" / "train_0001.jpg"
+    for kind in ("PNG", "TIFF"):
+        Image.fromarray(gray).save(path, kind)
+        image = load_image(path, 64)
+        assert image.shape == (3, 64, 64)
+        assert (image[0].numpy() == gray // 257).all()
+
+
+def test_lists_are_read_as_editors_write_them(folder):
+    listing = folder / "ImageSets" / "Main" / "train.txt"
+    for part in ("Annotations/{}.xml", "JPEGImages/{}.jpg"):
+        (folder / part.format("train_0002")).rename(folder / part.format("train of 2"))
+    # A byte order mark, a name with spaces, lines of a list of one class.
+    listing.write_text("\ufefftrain_0000\r\ntrain of 2\r\ntrain_0001 -1\ntrain_0003  1\n")
+    (folder / "classes.txt").write_text("\ufeff" + "\n".join([*CLASSES, "traffic light"]) + "\n")
+    records, classes = read_split(f"{folder}:train", None)
+    assert [record.image.stem for record in records] == ["train_0000", "train of 2", "train_0001", "train_0003"]
+    assert classes == [*CLASSES, "traffic light"]
+    xml = folder / "Annotations" / "train_0000.xml"
+    xml.write_text("\ufeff" + xml.read_text())
+    assert len(read_split(f"{folder}:train", None)[0]) == 4
+    listing.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"train\.txt: cannot read the list: .*utf-8"):
+        read_split(f"{folder}:train", None)
+
+
+def test_difficult_objects_may_be_regions(folder):
+    annotate(folder, an_object(), an_object(difficult="1"))
+    records = read_split(f"{folder}:train", None)[0][:1]
+    for ignored, labels in ((False, [0, 0]), (True, [0, -2])):
+        (batch,) = TrainingSet(records, 64, False, "flip", ignored).epoch(0, seed=0, batch=1)
+        assert batch.labels.tolist() == [labels]
+
+
+def test_a_batch_without_objects_has_room_for_none(folder):
+    annotate(folder)
+    records = read_split(f"{folder}:train", None)[0][:1]
+    (batch,) = TrainingSet(records, 64, False).epoch(0, seed=0, batch=1)
+    assert batch.boxes.shape == (1, 0, 4)
+    assert batch.labels.shape == (1, 0)
+    with pytest.raises(UserError, match="val VOC:test: no image has an object to score a model by"):
+        check_scorable(records, ["val", "VOC:test"])
+    annotate(folder, an_object(difficult="1"))
+    with pytest.raises(UserError, match="no image has an object"):
+        check_scorable(read_split(f"{folder}:train", None)[0][:1], ["x"])

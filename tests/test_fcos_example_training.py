@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +31,9 @@ import profile_step
 import train
 from drawn import draw_set
 from losses import LOSSES, Criterion
-from mgassign import Assignment, PointGrid
+from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign
 from model import FCOS, Predictions
-from runs import command
+from runs import RunFolder, UserError, command, hold, write_json, write_text
 from trainer import Trainer
 
 TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
@@ -162,10 +165,11 @@ def test_detections_are_scored_by_class_times_quality_or_class_alone(reading, ke
     assert len(found.boxes) == 1
 
 
-def test_images_without_objects_train_the_background():
+@pytest.mark.parametrize("places", [0, 1])
+def test_images_without_objects_train_the_background(places):
     model = FCOS(3, size=64, width=32, head_convs=1)
     sums, counts = Criterion(model.grid, "mutual")(
-        model(torch.rand(2, 3, 64, 64)), torch.zeros(2, 1, 4), torch.full((2, 1), -1)
+        model(torch.rand(2, 3, 64, 64)), torch.zeros(2, places, 4), torch.full((2, places), -1)
     )
     assert counts.tolist() == [0, 0, 0]
     assert sums[1:].tolist() == [0, 0]
@@ -317,7 +321,7 @@ def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train", "nowhere:train"], "nowhere/ImageSets/Main/train.txt: cannot read the list of images"),
+        (["--train", "nowhere:train"], "nowhere/ImageSets/Main/train.txt: cannot read the list: No such"),
         (["--train", "nowhere"], "nowhere: expected FOLDER:SPLIT"),
         (["--batch", "10"], "--batch 10: there are only 9 images to train on"),
         (["--device", "cuda"], "--device cuda: torch .* sees no CUDA device"),
@@ -384,3 +388,140 @@ def test_coco_without_pycocotools_says_what_to_install(data, tmp_path, monkeypat
     arguments = [str(run / "last.pt"), "--data", f"{data}:test", "--device", "cpu", "--coco"]
     assert command(evaluate.main, arguments) == 2
     assert "pip install pycocotools" in capsys.readouterr().err
+
+
+def test_half_a_line_of_metrics_is_forgotten_and_a_broken_one_told(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    more = [str(run), *options(data, "--resume")]
+    assert train.main(more) == 0
+    whole = metrics_of(run)
+    checkpoint = torch.load(run / "last.pt")
+    torch.save(checkpoint | {"step": 2}, run / "last.pt")
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text[:-20])  # the process was killed in the middle of its last line
+    assert train.main(more) == 0
+    assert metrics_of(run)[:2] == whole[:2]
+    assert [line["step"] for line in metrics_of(run)] == [1, 2, 3, 4]
+    torch.save(checkpoint | {"step": 2}, run / "last.pt")
+    (run / "metrics.jsonl").write_text("[]\n" + text)
+    assert command(train.main, more) == 2
+    assert "metrics.jsonl: line 1 is no metrics of a step" in capsys.readouterr().err
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, capsys):
+    run = tmp_path / "new"
+    with hold(run):
+        assert command(train.main, [str(run), *options(data)]) == 2
+        assert f"{run}: process {os.getpid()} is training in it" in capsys.readouterr().err
+    # A process that was killed holds nothing any more.
+    holder = "import os, sys; from pathlib import Path; from runs import hold; a = hold(Path(sys.argv[1])); a.__enter__(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", holder, str(run)], cwd=EXAMPLE, check=False)
+    with hold(run):
+        pass
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    write_text(path, "before")
+
+    def full(state, file):
+        file.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write .*last\.pt: PytorchStreamWriter failed .* write failed$"):
+        RunFolder(tmp_path).save(path, {})
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_files_of_processes_that_were_killed_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    killed, living, elsewhere = (
+        tmp_path / f".last.pt.{host}.{pid}"
+        for host, pid in ((platform.node(), dead.pid), (platform.node(), 1), ("x", 9))
+    )
+    for file in (killed, living, elsewhere):
+        file.touch()
+    write_text(tmp_path / "last.pt", "")
+    assert not killed.exists()
+    assert living.exists()
+    assert elsewhere.exists()
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "scores.json", {"AP": math.nan, "per": [1.0, (math.inf, 2)]})
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"AP": None, "per": [1.0, [None, 2]]}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1], "it has no model, model_settings"),
+        ({"model": {}, "classes": ["a"], "config": {}}, "it has no model_settings"),
+        (
+            {"model": {}, "model_settings": {}, "classes": ["a"], "config": {}},
+            "its weights are not those of the network",
+        ),
+        ({"model": {}, "model_settings": {"depth": 1}, "classes": ["a"], "config": {}}, "its weights are not those"),
+    ],
+)
+def test_checkpoints_that_are_none_are_told(data, tmp_path, capsys, state, message):
+    path = tmp_path / "last.pt"
+    torch.save(state, path)
+    assert command(evaluate.main, [str(path), "--data", f"{data}:test"]) == 2
+    assert re.search(rf"{path}: .*{message}", capsys.readouterr().err)
+
+
+def test_names_that_are_too_long_are_told(data, tmp_path, capsys):
+    assert command(train.main, [str(tmp_path / ("x" * 300)), *options(data)]) == 2
+    assert "File name too long" in capsys.readouterr().err
+    assert command(train.main, [str(tmp_path / "run"), *TINY, "--train", f"{data}:{'x' * 300}"]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_fewer_images_are_among_more(data, tmp_path, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(train, "run_epochs", lambda args, world, records, *_: seen.update({args.images: records}) or 0)
+    for count in ("4", "6", "8"):
+        assert train.main([str(tmp_path / count), *options(data, "--images", count)]) == 0
+    names = {count: {record.image.name for record in records} for count, records in seen.items()}
+    assert [len(names[count]) for count in (4, 6, 8)] == [4, 6, 8]
+    assert names[4] < names[6] < names[8]
+    train.main([str(tmp_path / "other"), *options(data, "--images", "4", "--images-seed", "1")])
+    assert {record.image.name for record in seen[4]} != names[4]
+    assert command(train.main, [str(tmp_path / "run"), *options(data, "--images", "99")]) == 2
+    assert "--images 99: there are only 9" in capsys.readouterr().err
+
+
+def test_a_set_without_objects_cannot_choose_the_best(data, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    shutil.copytree(data, empty)
+    for path in (empty / "Annotations").glob("val_*.xml"):
+        path.write_text("<annotation></annotation>")
+    assert command(train.main, [str(tmp_path / "run"), *options(data, "--val", f"{empty}:val")]) == 2
+    assert f"{empty}:val: no image has an object to score a model by" in capsys.readouterr().err
+    assert command(compare.main, [str(tmp_path / "x"), "--train", f"{data}:train", "--test", f"{empty}:val"]) == 2
+    assert "no image has an object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("assigner", ["original", "mutual"])
+def test_nothing_is_learned_in_a_region(assigner):
+    """Logits inside a region have no gradient, whatever the class; elsewhere they learn as without it."""
+    torch.manual_seed(0)
+    model = FCOS(3, size=64, width=32, head_convs=1)
+    boxes = torch.tensor([[[4.0, 4, 30, 30], [34, 34, 62, 62]]])
+    with torch.no_grad():
+        predictions = model(torch.rand(1, 3, 64, 64))
+    grads = {}
+    for label in (-1, -2):
+        logits = predictions.logits.clone().requires_grad_()
+        given = predictions._replace(logits=logits)
+        Criterion(model.grid, assigner)(given, boxes, torch.tensor([[1, label]])).sums[0].backward()
+        grads[label] = logits.grad[0].abs().sum(-1)
+    found = mutual_guidance_assign(model.grid, predictions.boxes, predictions.logits, boxes, torch.tensor([[1, -2]]))
+    ignored = (found.original if assigner == "original" else found.cls)[0] == IGNORE
+    assert 0 < ignored.sum() < len(ignored)
+    assert not grads[-2][ignored].any()
+    torch.testing.assert_close(grads[-2][~ignored], grads[-1][~ignored])

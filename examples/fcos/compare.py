@@ -24,7 +24,7 @@ import torch
 
 import mgassign
 from backbone import BACKBONES
-from data import read_splits
+from data import check_scorable, read_splits
 from drawn import default_set
 from evaluate import LIMITS, as_percent, detect, load_model, readings_of, truths_of
 from losses import ASSIGNERS
@@ -128,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     for arm in args.arms:
         if arm.split()[:1] == [] or arm.split()[0] not in ASSIGNERS:
             parser.error(f"argument --arms: expected one to begin with {', '.join(ASSIGNERS)}, got {arm!r}")
+    check_scorable(read_splits(args.test)[0], args.test)
     results = args.results or args.output / "results.json"
     setup = {"train": args.train, "test": args.test, "limits": args.limits, "options of train.py": passed_on}
     text = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -17,7 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from augment import draw_change
+from mgassign import IGNORE
 from runs import UserError
+
+# Of what Pillow reads, images: EPS, say, is a program that it would have another one run.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Record(NamedTuple):
@@ -48,9 +53,9 @@ class Batch(NamedTuple):
     windows: Tensor
     colors: Tensor
     boxes: Tensor
-    """float32 [B, G, 4] xyxy in pixels after the change; G is at least 1."""
+    """float32 [B, G, 4] xyxy in pixels after the change; G may be 0."""
     labels: Tensor
-    """int64 [B, G], -1 for padding."""
+    """int64 [B, G], -1 for padding, -2 for objects to be ignored."""
 
 
 def read_split(source: str, classes: Sequence[str] | None) -> tuple[list[Record], list[str]]:
@@ -71,17 +76,15 @@ def read_split(source: str, classes: Sequence[str] | None) -> tuple[list[Record]
         raise UserError(f"{source}: expected FOLDER:SPLIT, say VOC2007:trainval")
     root = Path(folder)
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listing}: cannot read the list of images: {_why(error)}") from error
+    # VOC's lists of one class have 1, 0 or -1 after each image: whether it shows the class.
+    names = [re.sub(r"\s+(-1|0|1)$", "", line) for line in _read_lines(listing)]
     if not names:
         raise UserError(f"{listing}: names no images")
     annotations = [_read_annotation(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
         listed = root / "classes.txt"
         found = {str(name) for objects in annotations for name, *_ in objects}
-        classes = listed.read_text().split() if listed.is_file() else sorted(found)
+        classes = _read_lines(listed) if listed.is_file() else sorted(found)
     if not classes:
         raise UserError(f"{listing}: no image of this split has an object")
     numbers = {name: number for number, name in enumerate(classes)}
@@ -113,6 +116,24 @@ def read_splits(sources: Sequence[str], classes: Sequence[str] | None = None) ->
     return records, list(classes or ())
 
 
+def check_scorable(records: Sequence[Record], sources: Sequence[str]) -> None:
+    """Before a model is scored on a set.
+
+    Raises:
+        UserError: if no image has an object that counts: there would be no score.
+    """
+    if not any((~record.difficult).any() for record in records):
+        raise UserError(f"{' '.join(sources)}: no image has an object to score a model by")
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines that are not empty, a byte order mark left out."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the list: {_why(error)}") from error
+
+
 def _read_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
     objects = []
     try:
@@ -125,7 +146,7 @@ def _read_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
             if not (-np.inf < x1 - 1 < x2 < np.inf and -np.inf < y1 - 1 < y2 < np.inf):
                 raise ValueError(f"object {number}, {name}: a box needs width and height, got {x1, y1, x2, y2}")
             objects.append((name, [x1 - 1, y1 - 1, x2, y2], found.findtext("difficult", "0").strip() == "1"))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
         raise UserError(f"{path}: cannot read the annotation: {_why(error)}") from error
     return objects
 
@@ -136,22 +157,26 @@ def _why(error: Exception) -> str:
 
 def _image_size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:  # reads the header only
+        with Image.open(path, formats=FORMATS) as image:  # reads the header only
             return image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise about anything on a broken file
         raise UserError(f"{path}: cannot read the image: {_why(error)}") from error
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decodes an image.
+    """Decodes an image, to 8 bits a channel.
 
     Raises:
-        UserError: if that fails; the message names the file.
+        UserError: if that fails, or pixels are no whole numbers of 1 to 16 bits; the message names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"expected 8 or 16 bits a channel, got pixels of Pillow's mode {image.mode}")
             return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as above
         raise UserError(f"{path}: cannot read the image: {_why(error)}") from error
 
 
@@ -197,10 +222,14 @@ class TrainingSet(Dataset[Batch]):
     Args:
         decode: Whether batches bring the images along; not where they are cached.
         augment: What :func:`augment.draw_change` may do to them.
+        ignore_difficult: Whether difficult objects are regions in which nothing is learned.
     """
 
-    def __init__(self, records: Sequence[Record], size: int, decode: bool, augment: str = "full") -> None:
+    def __init__(
+        self, records: Sequence[Record], size: int, decode: bool, augment: str = "full", ignore_difficult: bool = False
+    ) -> None:
         self.records, self.size, self.decode, self.augment = records, size, decode, augment
+        self.ignore_difficult = ignore_difficult
 
     def __getitem__(self, key: tuple[list[int], int]) -> Batch:
         indices, seed = key
@@ -209,13 +238,14 @@ class TrainingSet(Dataset[Batch]):
             for i in indices:
                 torch.default_generator.manual_seed(seed * 1_000_003 + i)
                 record = self.records[i]
-                objects = record.boxes_at(self.size), record.labels
-                change, of_boxes, of_labels = draw_change(*objects, self.size, self.augment)
+                labels_of = record.labels.masked_fill(record.difficult & self.ignore_difficult, IGNORE)
+                change, of_boxes, of_labels = draw_change(
+                    record.boxes_at(self.size), labels_of, self.size, self.augment
+                )
                 changes.append(change)
                 boxes.append(of_boxes)
                 labels.append(of_labels)
-        # At least one place for an object, so that targets can be gathered from a batch without any.
-        padded_boxes = torch.zeros(len(indices), max(1, *map(len, boxes)), 4)
+        padded_boxes = torch.zeros(len(indices), max(map(len, boxes)), 4)
         padded_labels = torch.full(padded_boxes.shape[:2], -1)
         for i, (of_boxes, of_labels) in enumerate(zip(boxes, labels, strict=True)):
             padded_boxes[i, : len(of_boxes)] = of_boxes

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 from tqdm import tqdm
 
-from data import Record, load_image, read_splits
+from data import Record, check_scorable, load_image, read_splits
 from features import Features
 from metrics import Detections, Scores, Truth, coco_ap, voc_ap
 from model import FCOS, Predictions
@@ -108,10 +108,17 @@ def truths_of(records: Sequence[Record]) -> list[Truth]:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[FCOS, list[str], dict[str, Any]]:
-    """A trained model from a checkpoint, with its classes and the settings it was trained with."""
+    """A trained model from a checkpoint, with its classes and the settings it was trained with.
+
+    Raises:
+        UserError: if it is none, or its weights are those of another network.
+    """
     state = load_checkpoint(path)
-    model = FCOS(len(state["classes"]), **state["model_settings"])
-    model.load_state_dict(state["model"])
+    try:
+        model = FCOS(len(state["classes"]), **state["model_settings"])
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its weights are not those of the network it names: {error}") from error
     return model.to(device).eval(), state["classes"], state["config"]
 
 
@@ -150,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("runs in one process; start it without torchrun")
         model, classes, config = load_model(args.checkpoint, world.device)
         records, _ = read_splits(args.data, classes)
+        check_scorable(records, args.data)
         readings, limits = readings_of(config["quality"]), LIMITS[args.limits]
         found = detect(model, records, args.batch, world.device, None, readings, limits, config["amp"] == "bf16")
     metrics = {"voc": voc_ap} | ({"coco": coco_ap} if args.coco else {})

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.profiler import record_function
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss
 
-from mgassign import Assignment, PointGrid, mutual_guidance_assign
+from mgassign import IGNORE, Assignment, PointGrid, centerness, mutual_guidance_assign, take
 from model import Predictions
 
 # Which of an Assignment's fields trains classification, and which localization and centerness.
@@ -58,7 +58,7 @@ class Criterion:
         self.assign, self.settings = assign, settings
 
     def __call__(self, predictions: Predictions, boxes: Tensor, labels: Tensor) -> LossSums:
-        """Objects padded: boxes float32 [B, G, 4] xyxy in pixels, labels int64 [B, G], -1 for padding; G > 0."""
+        """Objects padded: boxes float32 [B, G, 4] xyxy in pixels, labels int64 [B, G], -1 for padding, -2 for regions."""
         for_class, for_box = ASSIGNERS[self.assigner]
         with record_function("assignment"):
             found = self.assign(self.grid, predictions.boxes, predictions.logits, boxes, labels, **self.settings)
@@ -66,40 +66,43 @@ class Criterion:
         # the data, so a GPU is never waited for.
         owner = getattr(found, for_class)
         positive = (owner >= 0).float()
-        learned = labels.gather(1, owner.clamp(min=0)).clamp(min=0)
-        target = torch.zeros_like(predictions.logits).scatter_(2, learned[..., None], positive[..., None])
-        class_loss = sigmoid_focal_loss(predictions.logits, target, alpha=0.25, gamma=2, reduction="sum")
-        overlap = paired_iou(predictions.boxes.detach(), _of_owner(boxes, owner)) * positive
+        learned = take(owner, labels, fill=-1)
+        class_loss = focal_loss(predictions.logits, learned, counted=owner != IGNORE)
 
-        owner = getattr(found, for_box)
-        positive_box = (owner >= 0).float()
-        of_owner = _of_owner(boxes, owner)
-        centerness = self.centerness(of_owner)
-        weight = positive_box * centerness
-        box_loss = (weight * generalized_box_iou_loss(predictions.boxes, of_owner)).sum()
+        box_owner = getattr(found, for_box)
+        positive_box = (box_owner >= 0).float()
+        wanted_box = take(box_owner, boxes)
+        centered = centerness(self.grid.encode(wanted_box))  # 0 where a point learns no box
+        box_loss = (centered * generalized_box_iou_loss(predictions.boxes, wanted_box)).sum()
 
-        wanted, where = {
-            "centerness": (centerness, positive_box),
-            "iou": (overlap, positive),
-            "none": (overlap, torch.zeros_like(positive)),
-        }[self.quality]
+        wanted, where = centered, positive_box
+        if self.quality == "iou":
+            wanted, where = paired_iou(predictions.boxes.detach(), take(owner, boxes)), positive
+        elif self.quality == "none":
+            where = torch.zeros_like(positive)
         quality_loss = binary_cross_entropy_with_logits(predictions.quality, wanted, weight=where, reduction="sum")
         return LossSums(
             torch.stack([class_loss, box_loss, quality_loss]),
-            torch.stack([positive.sum(), weight.sum(), where.sum()]),
+            torch.stack([positive.sum(), centered.sum(), where.sum()]),
         )
 
-    def centerness(self, boxes: Tensor) -> Tensor:
-        """FCOS's centerness of each point in its box, [B, P, 4] -> [B, P]; 0 outside of it."""
-        points = self.grid.points(boxes.device)
-        before, after = points - boxes[..., :2], boxes[..., 2:] - points
-        ratios = torch.minimum(before, after).clamp(min=0) / torch.maximum(before, after).clamp(min=1e-6)
-        return ratios.prod(-1).sqrt()
 
+def focal_loss(logits: Tensor, learned: Tensor, counted: Tensor, alpha: float = 0.25) -> Tensor:
+    """The focal loss of gamma 2, summed: torchvision's, without a matrix of targets.
 
-def _of_owner(boxes: Tensor, owner: Tensor) -> Tensor:
-    """[B, G, 4] and [B, P] -> [B, P, 4]; of points that are nobody's, those of object 0."""
-    return boxes.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
+    Args:
+        logits: [B, P, C].
+        learned: int64 [B, P], the class each point learns; -1: none.
+        counted: bool [B, P], which points have a loss.
+    """
+
+    def of_background(x: Tensor) -> Tensor:
+        return (1 - alpha) * x.sigmoid().square() * softplus(x)
+
+    # All classes as background, then at each positive the one that is not.
+    own = logits.gather(2, learned.clamp(min=0)[..., None]).squeeze(2)
+    of_own = alpha / (1 - alpha) * of_background(-own) - of_background(own)
+    return (counted * of_background(logits).sum(2) + (learned >= 0) * of_own).sum()
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     splits: dict[str, Any] = {"nargs": "+", "metavar": "FOLDER:SPLIT"}
     group.add_argument("--train", **splits, help="images to learn; default: the drawn set")
     group.add_argument("--val", **splits, help="images to score on while training; default: the drawn set's, or none")
+    group.add_argument("--images", type=positive, metavar="N", help="learn N of the images only: the first N in an order "
+                       "drawn from --images-seed, so that fewer are among more; default: all")  # fmt: skip
+    group.add_argument("--images-seed", type=int, default=0, metavar="SEED", help="which N they are")
+    group.add_argument("--difficult", choices=["learn", "ignore"], default="learn", help="objects marked difficult are "
+                       "learned like the others, or regions where nothing is learned")  # fmt: skip
     group.add_argument("--check-data", action="store_true", help="decode every image first, and stop if one is broken")
     group.add_argument(
         "--cache",

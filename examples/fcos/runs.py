@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import glob
 import json
+import math
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,34 +25,100 @@ class UserError(Exception):
 
 
 def command(main: Callable[[list[str] | None], int], arguments: list[str] | None = None) -> int:
-    """Runs a command; a UserError becomes a line on stderr and exit code 2."""
+    """Runs a command; a UserError, or a file that the system refuses, becomes a line on stderr and exit code 2."""
     try:
         return main(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` make a file beside ``path`` and puts it in its place, so that a reader never sees half of one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Has ``write`` make a file beside ``path`` and puts it in its place, so that a reader never sees half of one.
+
+    What processes of this machine left there that were killed while they wrote is removed.
+
+    Raises:
+        UserError: if that fails; what was at ``path`` is still there.
+    """
+    host = platform.node()
+    unfinished = path.with_name(f".{path.name}.{host}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(glob.escape(f".{path.name}.{host}.") + "[0-9]*"):
+            if not _is_running(int(left.suffix[1:])):
+                left.unlink(missing_ok=True)
         try:
             write(unfinished)
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
+        why = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"cannot write {path}: {why or str(error).splitlines()[0]}") from error
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write_text(text))
 
 
+def as_json(value: object, indent: int | None = None) -> str:
+    """JSON, which has no NaN: null in its place."""
+
+    def numbers(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: numbers(of_key) for key, of_key in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [numbers(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(numbers(value), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, as_json(value, indent=2) + "\n")
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder, until this one is done with it or ends, however it does.
+
+    Raises:
+        UserError: if another process has it; the message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(f"{folder}: process {file.read().strip()} is training in it") from error
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class RunFolder:
@@ -59,33 +129,60 @@ class RunFolder:
         self.config, self.metrics = path / "config.json", path / "metrics.jsonl"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.is_file() else []
+        """All lines; the last one is left out if the process was killed while it wrote it.
+
+        Raises:
+            UserError: if another line is no metrics of a step.
+        """
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                metrics = json.loads(line)
+                metrics["step"] + 0
+            except (ValueError, TypeError, KeyError) as error:
+                if number == len(lines):
+                    break
+                raise UserError(f"{self.metrics}: line {number} is no metrics of a step: {error}") from error
+            found.append(metrics)
+        return found
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that will be run again."""
-        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
+        kept = [as_json(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
         write_text(self.metrics, "".join(kept))
 
     def add_metrics(self, **values: object) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        try:
+            with self.metrics.open("a") as file:
+                file.write(as_json(values) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
     def save(self, path: Path, state: dict[str, Any]) -> None:
         write_file(path, lambda file: torch.save(state, file))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *parts: str) -> dict[str, Any]:
     """A file that :meth:`RunFolder.save` wrote, on the CPU.
 
+    Args:
+        parts: What is wanted of it beside the model, its settings and classes and the configuration.
+
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, or a part is not there.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch.load raises about anything on a broken file
-        raise UserError(f"{path}: not a checkpoint of train.py: {str(error).splitlines()[0]}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint of train.py: {why}") from error
+    parts = ("model", "model_settings", "classes", "config", *parts)
+    missing = [part for part in parts if not isinstance(state, dict) or part not in state]
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of train.py: it has no {', '.join(missing)}")
     return state
 
 

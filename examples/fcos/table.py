@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evaluate import READINGS
-from runs import HelpFormatter, UserError, command, write_text
+from runs import HelpFormatter, UserError, as_json, command, one_at_a_time, write_text
 
 MEASURES = ("AP", "AP50", "AP75")
 PRIMARY = ("AP", "AP75")  # with intervals
@@ -55,16 +55,18 @@ def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Mode
     Raises:
         UserError: if the file is about another experiment.
     """
-    results = read_results(path)
-    if results["setup"] not in (None, setup):
-        raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
 
     def key(model: dict[str, Any]) -> tuple[str, str, int]:
         return model["backbone"], model["arm"], model["seed"]
 
-    models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
-    lines = ",\n".join(json.dumps(model) for model in models)
-    write_text(path, f'{{"setup": {json.dumps(setup)},\n"models": [\n{lines}\n]}}\n')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(path.parent):
+        results = read_results(path)
+        if results["setup"] not in (None, setup):
+            raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
+        models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
+        lines = ",\n".join(map(as_json, models))
+        write_text(path, f'{{"setup": {as_json(setup)},\n"models": [\n{lines}\n]}}\n')
     return models
 
 

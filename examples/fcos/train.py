@@ -17,7 +17,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data import Record, TrainingSet, check_images, load_images, read_splits
+from data import Record, TrainingSet, check_images, check_scorable, load_images, read_splits
 from drawn import default_set
 from evaluate import as_percent, detect, readings_of, truths_of
 from features import Features, load_features
 from metrics import voc_ap
 from options import config_of, parse
-from runs import RunFolder, UserError, World, command, join_world, load_checkpoint, write_json
+from runs import RunFolder, UserError, World, command, hold, join_world, load_checkpoint, write_json
 from trainer import Trainer, learning_rate
 
 INTERRUPTED = 128 + signal.SIGTERM
@@ -70,7 +70,7 @@ def open_run(args: argparse.Namespace, world: World) -> tuple[RunFolder, dict[st
     if folder.last.exists():
         if not args.resume:
             raise UserError(f"{args.run}: holds a run already; --resume goes on with it")
-        state = load_checkpoint(folder.last)
+        state = load_checkpoint(folder.last, "optimizer", "step", "best")
         before, now = state["config"], config_of(args)
         for name, value in now.items():
             if before.get(name) != value:
@@ -154,6 +154,7 @@ def _cache(
 
 
 def train(args: argparse.Namespace, world: World) -> int:
+    """Reads the data, then trains; returns the exit code."""
     if args.train is None:
         if world.size > 1 and not Path("runs/drawn").exists():
             raise UserError("the drawn set is not there yet: python examples/fcos/drawn.py runs/drawn")
@@ -162,11 +163,26 @@ def train(args: argparse.Namespace, world: World) -> int:
     if args.batch % world.size:
         raise UserError(f"--batch {args.batch}: expected a multiple of the {world.size} processes")
     records, classes = read_splits(args.train)
+    if args.images:
+        if len(records) < args.images:
+            raise UserError(f"--images {args.images}: there are only {len(records)}")
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(args.images_seed))
+        records = [records[i] for i in order[: args.images].sort().values]
     val, _ = read_splits(args.val or (), classes)
+    if val:
+        check_scorable(val, args.val)
     if len(records) < args.batch:
         raise UserError(f"--batch {args.batch}: there are only {len(records)} images to train on")
     if args.check_data:
         check_images([*records, *val])
+    with hold(args.run) if world.rank == 0 else nullcontext():
+        return run_epochs(args, world, records, val, classes)
+
+
+def run_epochs(
+    args: argparse.Namespace, world: World, records: list[Record], val: list[Record], classes: list[str]
+) -> int:
+    """From where the run was left to its end, or to a signal."""
     folder, state = open_run(args, world)
     steps_per_epoch = len(records) // args.batch
     trainer = Trainer(args, classes, steps_per_epoch * args.epochs, world, state)
@@ -175,7 +191,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         return 0
     cached = _cache(records, args, trainer, mirrored=True)
     cached_val = _cache(val, args, trainer, mirrored=False) if world.rank == 0 else None
-    dataset = TrainingSet(records, args.size, cached is None, args.augment)
+    dataset = TrainingSet(records, args.size, cached is None, args.augment, args.difficult == "ignore")
     journal = Journal(folder, trainer, val, cached_val) if world.rank == 0 else None
 
     with stop_signals() as told_to_stop:
