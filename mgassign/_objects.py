@@ -30,7 +30,7 @@ class Packed(NamedTuple):
 
 
 def lists_run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """An assigner that torch.compile leaves to eager mode where objects come as lists.
+    """A function that torch.compile leaves to eager mode where objects come as lists.
 
     It would compile anew for each image that has no object or one, and soon give up. With ``fullgraph=True`` it says so.
     """
@@ -40,14 +40,14 @@ def lists_run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
     )
 
     @functools.wraps(function)
-    def assign(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling() and any(
             isinstance(a, (list, tuple)) for a in (*args, *kwargs.values())
         ):
             return eagerly(*args, **kwargs)
         return function(*args, **kwargs)
 
-    return assign
+    return call
 
 
 def pack_objects(gt_boxes: Objects, gt_labels: Objects, like: Tensor | None = None) -> tuple[Packed, Packed]:

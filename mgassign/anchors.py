@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, pack_boxes, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_counts, pack_objects
 from .assign import Assignment
 
 __all__ = ["AnchorAssignment", "anchor_mutual_guidance_assign", "max_iou_assign"]
@@ -25,6 +25,7 @@ class AnchorAssignment(NamedTuple):
     """float32 [B, A]: the anchor's highest overlap with any object of its image, whoever it belongs to."""
 
 
+@lists_run_eagerly
 def max_iou_assign(
     anchors: Tensor,
     gt_boxes: Objects,
@@ -110,6 +111,7 @@ def max_iou_assign(
     )
 
 
+@lists_run_eagerly
 def anchor_mutual_guidance_assign(
     anchors: Tensor,
     pred_boxes: Tensor,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _checks
+from ._objects import Objects, lists_run_eagerly
 
 __all__ = ["centerness", "take"]
 
 
-def take(owner: Tensor, objects: Sequence[Tensor] | Tensor, fill: float = 0) -> Tensor:
+@lists_run_eagerly
+def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     """Each point's share of a property of the objects: their labels, boxes, weights, ids.
 
     Nothing waits for a GPU, no shape depends on data, and a batch without objects is one like any other.
@@ -22,8 +23,8 @@ def take(owner: Tensor, objects: Sequence[Tensor] | Tensor, fill: float = 0) -> 
     Args:
         owner: A point's object by its index within its image, int64 [B, P]: ``cls``, ``loc`` or ``original`` of an
             :class:`Assignment`. Negative: nobody's.
-        objects: The property in the form the objects were assigned in, of any dtype: a list of B tensors [G_b, ...],
-            a padded tensor [B, G, ...] or a jagged nested tensor.
+        objects: The property in the form the objects were assigned in, of any dtype: a list of B tensors [G_b, ...]
+            (not under ``torch.compile(fullgraph=True)``), a padded tensor [B, G, ...] or a jagged nested tensor.
         fill: What a point learns that is nobody's, a number that the property's dtype holds.
 
     Returns:
@@ -48,8 +49,7 @@ def take(owner: Tensor, objects: Sequence[Tensor] | Tensor, fill: float = 0) -> 
         if objects.is_nested:
             return _take_jagged(owner, objects, fill)
         _checks.shape("objects", objects, (num_images, "G", *objects.shape[2:]))
-        counts = [objects.shape[1]] * num_images
-        return _take_rows(owner, [objects.flatten(0, 1)], _every(objects.shape[1], owner), counts, fill)
+        return _take_rows(owner, [objects.flatten(0, 1)], _every(objects.shape[1], owner), objects.shape[1], fill)
     if not isinstance(objects, (list, tuple)):
         raise TypeError(f"objects: expected a list of tensors or a tensor, got {type(objects).__name__}")
     if len(objects) != num_images:
@@ -106,9 +106,12 @@ def _take_jagged(owner: Tensor, objects: Any, fill: float) -> Tensor:
     return _take_rows(owner, [values], offsets[:-1, None], offsets.diff(), fill)
 
 
-def _take_rows(owner: Tensor, rows: list[Tensor], first: Tensor, counts: list[int] | Tensor, fill: float) -> Tensor:
+def _take_rows(
+    owner: Tensor, rows: list[Tensor], first: Tensor, counts: int | list[int] | Tensor, fill: float
+) -> Tensor:
     """From rows one after the other; those of an image, ``counts``, begin at its entry of ``first`` [B, 1]."""
     if owner.numel() and owner.device.type == "cpu" and not torch.compiler.is_compiling():
+        counts = [counts] * owner.shape[0] if isinstance(counts, int) else counts
         for b, (highest, count) in enumerate(zip(owner.amax(1).tolist(), counts, strict=True)):
             if highest >= count:
                 raise ValueError(f"owner[{b}]: expected objects below {int(count)}, got {highest}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_counts, pack_objects
 from .points import PointGrid
 from .settings import MOST_CHOSEN, TaskAligned
 from .targets import take
@@ -27,6 +27,7 @@ class TaskAlignedAssignment(NamedTuple):
     """float32 [B, P]: overlap of the point's predicted box with its object, as the settings measure it; 0 without."""
 
 
+@lists_run_eagerly
 def task_aligned_assign(
     grid: PointGrid,
     pred_boxes: Tensor,
@@ -132,6 +133,7 @@ def task_aligned_assign(
     )
 
 
+@lists_run_eagerly
 def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes: int) -> Tensor:
     """What each point is to learn for each class, for losses that want it so.
 

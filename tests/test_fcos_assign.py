@@ -69,9 +69,10 @@ def test_a_box_that_is_none_gets_no_point(none, center_radius):
 
 def test_areas_a_unit_of_the_last_place_apart():
     grid = PointGrid.for_image((64, 64), strides=(8,))
-    less = 32 - 2.0**-19  # the float32 before 32
-    large, small = [8.0, 0.0, 40.0, 32.0], [8.0, 0.0, 40.0, less]
-    for boxes, expected in (([large, small], 1), ([small, large], 0), ([large, large], 0)):
+    # Heights with 32 and its neighbours among float32: of these pairs one differs in the last bit alone.
+    less, more = 32 - 2.0**-19, 32 + 2.0**-18
+    for heights, expected in (((32, less), 1), ((less, 32), 0), ((more, 32), 1), ((32, more), 0), ((32, 32), 0)):
+        boxes = [[8.0, 0.0, 40.0, height] for height in heights]
         found = fcos_assign(grid, [torch.tensor(boxes)], 0)
         assert found.original[found.original >= 0].unique().tolist() == [expected]
 
