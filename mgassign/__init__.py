@@ -5,6 +5,7 @@ import torch.serialization
 from ._objects import IGNORE
 from .anchors import AnchorAssignment, anchor_mutual_guidance_assign, max_iou_assign
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
+from .diagnose import Unassigned, unassigned
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
 from .settings import TaskAligned
@@ -22,6 +23,7 @@ __all__ = [
     "PointGrid",
     "TaskAligned",
     "TaskAlignedAssignment",
+    "Unassigned",
     "amplified_centerness",
     "anchor_mutual_guidance_assign",
     "box_iou",
@@ -33,6 +35,7 @@ __all__ = [
     "take",
     "task_aligned_assign",
     "topk_per_object",
+    "unassigned",
 ]
 
 # Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.

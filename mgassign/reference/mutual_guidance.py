@@ -106,9 +106,8 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     return result
 
 
-def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> tuple[Tensor, Tensor]:
-    """FCOS's own strategy for one image: original int64 [P], and num_points int64 [G]."""
-    gt_boxes = gt_boxes.float()
+def in_center(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> Tensor:
+    """Which points lie strictly inside which central boxes: bool [P, G]."""
     x, y = grid.points(gt_boxes.device)[:, :, None].unbind(1)
     x1, y1, x2, y2 = gt_boxes.unbind(-1)
     if center_radius > 0:
@@ -118,17 +117,22 @@ def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -
         cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
         x1, x2 = torch.maximum(cx - reach, x1), torch.minimum(cx + reach, x2)
         y1, y2 = torch.maximum(cy - reach, y1), torch.minimum(cy + reach, y2)
-    in_center = (x > x1) & (x < x2) & (y > y1) & (y < y2)
-    candidate = in_center & on_own_level(grid, gt_boxes) & valid_boxes(gt_boxes)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
+
+
+def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> tuple[Tensor, Tensor]:
+    """FCOS's own strategy for one image: original int64 [P], and num_points int64 [G]."""
+    gt_boxes = gt_boxes.float()
+    candidate = in_center(grid, gt_boxes, center_radius) & on_own_level(grid, gt_boxes) & valid_boxes(gt_boxes)
 
     # A contested point goes to the smallest area, then to the lowest index.
     num_objects = len(gt_boxes)
     if num_objects == 0:
-        return torch.full(x.shape[:1], -1, device=x.device), torch.zeros(0, dtype=torch.int64, device=x.device)
+        return torch.full(candidate.shape[:1], -1, device=gt_boxes.device), gt_boxes.new_zeros(0, dtype=torch.int64)
     by_area = torch.argsort(box_areas(gt_boxes), stable=True)
     wanted, position = candidate[:, by_area].int().max(1)  # the first of those that want it
     original = torch.where(wanted > 0, by_area[position], -1)
-    num_points = (original[:, None] == torch.arange(num_objects, device=x.device)).sum(0)
+    num_points = (original[:, None] == torch.arange(num_objects, device=gt_boxes.device)).sum(0)
     return original, num_points
 
 

@@ -1,0 +1,146 @@
+"""Assignments drawn: what is on the axes, by the numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mgassign import PointGrid, TaskAlignedAssignment, fcos_assign, max_iou_assign
+
+pytest.importorskip("matplotlib")
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_hex
+
+from mgassign import draw
+from scenes import scene
+
+GRID = PointGrid.for_image((64, 96), strides=(8, 16))
+
+
+def dots(axes) -> PatchCollection:
+    (found,) = (artist for artist in axes.collections if isinstance(artist, PatchCollection))
+    return found
+
+
+def owner_of(*owned: tuple[int, int]) -> torch.Tensor:
+    owner = torch.full((1, GRID.num_points), -1)
+    for point, of_point in owned:
+        owner[0, point] = of_point
+    return owner
+
+
+def test_every_positive_of_every_field_is_drawn():
+    of = scene()
+    found = of.assign()
+    axes = draw.assignment(found, of.grid, None, of.gt_boxes[1], index=1)
+    positives = sum(int((getattr(found, name)[1] >= 0).sum()) for name in ("original", "cls", "loc"))
+    assert len(dots(axes).get_paths()) == positives
+    assert len(axes.patches) == len(of.gt_boxes[1])
+    for name in ("original", "cls", "loc"):
+        axes = draw.assignment(found, of.grid, index=1, fields=[name])
+        assert len(dots(axes).get_paths()) == int((getattr(found, name)[1] >= 0).sum())
+
+
+def test_dots_lie_at_their_points_and_coarse_ones_are_larger():
+    fine, coarse = 13, 96 + 4
+    axes = draw.assignment(owner_of((fine, 0), (coarse, 1)), GRID, scale=(2.0, 2.0))
+    extents = [path.get_extents() for path in dots(axes).get_paths()]  # large ones first
+    centers = [((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) for box in extents]
+    points = GRID.points()
+    assert centers == [pytest.approx((2 * points[j]).tolist(), abs=0.02) for j in (coarse, fine)]
+    assert extents[0].width == pytest.approx(extents[1].width * 2**0.5)
+
+
+def test_colours_tell_field_object_or_level():
+    found = {"original": owner_of((0, 0), (100, 1)), "loc": owner_of((0, 1), (100, 1))}
+
+    def colours(**settings):
+        return [to_hex(color) for color in dots(draw.assignment(found, GRID, **settings)).get_facecolor()]
+
+    red, green = draw.COLORS["original"], draw.COLORS["loc"]
+    assert colours() == [red, green, red, green]
+    assert colours(color="object") == [draw.PALETTE[1], draw.PALETTE[0], draw.PALETTE[1]]
+    assert colours(color="level") == [draw.PALETTE[1], draw.PALETTE[0]]
+
+
+def test_points_to_be_ignored_are_drawn_where_asked_for():
+    owner = owner_of((0, 0), (5, -2), (6, -2))
+    assert len(dots(draw.assignment(owner, GRID)).get_paths()) == 1
+    assert len(dots(draw.assignment(owner, GRID, ignored=True)).get_paths()) == 3
+
+
+def test_what_all_assigners_return():
+    boxes = [torch.tensor([[8.0, 8, 40, 40]])]
+    original = fcos_assign(GRID, boxes)
+    count = int((original.original >= 0).sum())
+    owner = original.original
+    for found in (original, owner, TaskAlignedAssignment(owner, owner.float(), owner.float())):
+        assert len(dots(draw.assignment(found, GRID)).get_paths()) == count
+    anchors = torch.tensor([[8.0, 8, 40, 40], [50, 8, 80, 40]])
+    axes = draw.assignment(max_iou_assign(anchors, boxes), anchors)
+    (path,) = dots(axes).get_paths()
+    box = path.get_extents()
+    assert ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) == pytest.approx((24, 24), abs=0.02)
+
+
+@pytest.mark.parametrize("form", ["[3, H, W]", "[1, H, W]", "[H, W, 3]", "uint8", "array", "PIL"])
+def test_images_in_every_form(form, tmp_path):
+    image = torch.rand(3, 64, 96)
+    image = {
+        "[3, H, W]": lambda: image,
+        "[1, H, W]": lambda: image[:1],
+        "[H, W, 3]": lambda: image.permute(1, 2, 0),
+        "uint8": lambda: (image * 255).to(torch.uint8),
+        "array": lambda: image.permute(1, 2, 0).numpy(),
+        "PIL": lambda: pytest.importorskip("PIL.Image").new("RGB", (96, 64)),
+    }[form]()
+    axes = draw.assignment(owner_of((0, 0)), GRID, image, torch.tensor([[8.0, 8, 40, 40]]), names=["a $1 bill"])
+    (shown,) = axes.images
+    assert shown.get_array().shape[:2] == (64, 96)
+    assert axes.get_xlim() == (0, 96)
+    assert axes.get_ylim() == (64, 0)
+    draw.legend(axes, ["original", "cls", "loc"])
+    axes.figure.savefig(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_without_objects_and_with_boxes_that_are_none():
+    axes = draw.assignment(owner_of(), GRID, None, torch.tensor([[0.0, 0, float("nan"), 4]]))
+    assert len(dots(axes).get_paths()) == 0
+    assert len(axes.patches) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "arguments"),
+    [
+        (TypeError, "found: expected an assignment", {"found": None}),
+        (ValueError, r"owner: expected shape \[B, P\]", {"found": torch.zeros(4, dtype=torch.int64)}),
+        (ValueError, "fields: expected some of 'owner', got 'cls'", {"fields": ["cls"]}),
+        (ValueError, "index: expected one of 1 images, got 1", {"index": 1}),
+        (ValueError, "color: expected", {"color": "red"}),
+        (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(2, 64, 96)}),
+        (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(64, 96)}),
+        (ValueError, "names: expected one for each of 1 boxes, got 2", {"names": ["a", "b"]}),
+        (ValueError, r"places: expected shape \[A, 4\]", {"places": torch.zeros(3, 2)}),
+        (ValueError, r"owners\['owner'\]: expected shape \[1\]", {"places": torch.ones(1, 4)}),
+    ],
+)
+def test_errors(error, told, arguments):
+    good = {"found": owner_of(), "places": GRID, "gt_boxes": torch.tensor([[8.0, 8, 40, 40]])}
+    with pytest.raises(error, match=f"^{told}"):
+        draw.assignment(**good | arguments)
+
+
+def test_matplotlib_is_imported_by_the_first_call_alone():
+    code = "import sys, mgassign.draw; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_matplotlib_it_says_what_to_install():
+    code = "import sys; sys.modules['matplotlib.figure'] = None\nimport torch; from mgassign import PointGrid, draw\n"
+    code += "draw.assignment(torch.full((1, 1), -1), PointGrid.for_image((8, 8), (8,)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'ImportError: mgassign.draw needs matplotlib: pip install "mgassign[draw]"' in done.stderr
