@@ -31,7 +31,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test test-detectors lint bench math wheel sdist test-wheel test-versions test-compilers cuda-toolkit clean FORCE
+.PHONY: help demo train test test-detectors lint bench math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -89,6 +89,18 @@ lint: $(installed)  ## check style and types, change nothing
 
 bench: $(library)  ## time the assignment against its peers
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
+
+# The site's packages, beside those of .venv and not among them.
+site := build/docs/bin/python
+docs: $(library) $(site)  ## build the site into build/site, strictly, and test it: code, links, questions
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
+	@MGASSIGN_SITE=1 $(site) -m pytest -q -p no:cacheprovider tests/test_docs.py $(ARGS)
+
+$(site): docs/requirements.txt constraints.txt | $(installed)
+	@rm -rf build/docs && .venv/bin/python -m venv --without-pip build/docs
+	@.venv/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(site) -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	@.venv/bin/pip --python $(site) install -qq -c $(CONSTRAINTS) -r $<
+	@touch $@
 
 wheel: $(installed) $(release)  ## build the wheel into dist, prove what its name claims, test it beside each of VERSIONS (fast)
 	@rm -rf build/wheel

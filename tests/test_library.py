@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -480,12 +479,3 @@ def test_public_names():
     for name in mgassign.__all__:
         assert inspect.getdoc(getattr(mgassign, name)), f"{name} has no docstring"
     assert isinstance(scene(), Scene)
-
-
-def test_the_readme_s_snippet_runs():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    snippet = readme.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(snippet, names)
-    assert names["found"].cls.shape == (2, 2125)
-    assert names["found"].num_points.shape == (2,)
