@@ -23,12 +23,19 @@ def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING,
     if value.dtype not in dtypes:
         expected = "a floating-point" if torch.float32 in dtypes else "an integer"
         raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
+    dense(name, value)
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} like the other tensors, got {value.device}")
     # torchvision's boxes know their format; xywh read as xyxy would be wrong without a word.
     form = None if type(value) is Tensor else getattr(value, "format", None)
     if form is not None and form.name != "XYXY":
         raise ValueError(f"{name}: expected boxes of format XYXY, got {form.name}")
+
+
+def dense(name: str, value: Tensor) -> None:
+    """Not sparse. Nested ones are told by their shape."""
+    if value.layout is not torch.strided and value.layout is not torch.jagged:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
 def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:

@@ -111,6 +111,7 @@ def pack(
             shape = of_image.shape  # of a subclass of Tensor
         counts.append(shape[0])
     values = objects[0] if len(objects) == 1 else torch.cat(objects)
+    _checks.dense(name, values)  # once for all: of sparse tensors one comes that is, too
     return Packed(_dense(values, dtype), None, counts, len(counts))
 
 

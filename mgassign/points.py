@@ -25,6 +25,7 @@ GridArguments: TypeAlias = tuple[
 ]
 
 _LARGEST = torch.finfo(torch.float32).max
+_SMALLEST = 2.0**-149  # above 0, of float32
 _MOST_POINTS = 2**31 - 1  # point indices travel as int32 inside the kernels
 
 
@@ -67,8 +68,8 @@ class PointGrid:
         count = len(strides)
         heights, widths = _sides("heights", self.heights, count), _sides("widths", self.widths, count)
         spacings = _pairs("spacings", self.spacings, count)
-        if any(side <= 0 for pair in spacings for side in pair):
-            raise ValueError(f"spacings: expected numbers above 0, got {self.spacings!r}")
+        if any(side < _SMALLEST for pair in spacings for side in pair):
+            raise ValueError(f"spacings: expected numbers above 0 in float32, got {self.spacings!r}")
         offsets = _pairs("offsets", self.offsets, count)
         ranges = _pairs("ranges", self.ranges, count, finite=False)
         if any(lo > hi for lo, hi in ranges):
@@ -203,7 +204,7 @@ class PointGrid:
             would be up to 8 pixels off. Differentiable.
 
         Raises:
-            ValueError: if the shape is not [..., P, 4].
+            TypeError, ValueError: if the dtype or shape is not as above.
         """
         self._check_per_point("ltrb", ltrb)
         points, ltrb = self.points(ltrb.device), ltrb.float()
@@ -220,7 +221,7 @@ class PointGrid:
             Divide by :meth:`point_strides` where the network predicts in units of the stride. Differentiable.
 
         Raises:
-            ValueError: if the shape is not [..., P, 4].
+            TypeError, ValueError: if the dtype or shape is not as above.
 
         >>> grid = PointGrid.for_image((8, 16), strides=(8,))
         >>> grid.encode(torch.tensor([[0.0, 0, 12, 8], [0, 0, 12, 8]]))
@@ -232,6 +233,10 @@ class PointGrid:
         return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
     def _check_per_point(self, name: str, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
         if value.dim() < 2 or value.shape[-1] != 4 or value.shape[-2] != self.num_points:
             raise ValueError(f"{name}: expected shape [..., {self.num_points}, 4], got {list(value.shape)}")
 
@@ -259,6 +264,8 @@ def _number(name: str, value: Any, *, finite: bool = True) -> float:
         value.hex()  # asks for its value, see _checks.number
     if value != value or (finite and not -_LARGEST <= value <= _LARGEST):
         raise ValueError(f"{name}: expected a finite number, got {given!r}")
+    if not finite and not -_LARGEST <= value <= _LARGEST:
+        return math.inf if value > 0 else -math.inf  # integers beyond any float, too
     if isinstance(value, int):
         return value
     return int(value) if finite and value == value // 1 else float(value)
@@ -283,8 +290,8 @@ def _sides(name: str, values: Any, count: int) -> tuple[int, ...]:
 
 def _strides(values: Any) -> tuple[float, ...]:
     strides = tuple(_number("strides", s) for s in _sequence("strides", values))
-    if not strides or strides[0] <= 0 or any(a >= b for a, b in itertools.pairwise(strides)):
-        raise ValueError(f"strides: expected at least one number, above 0 and increasing, got {values!r}")
+    if not strides or strides[0] < _SMALLEST or any(a >= b for a, b in itertools.pairwise(strides)):
+        raise ValueError(f"strides: expected at least one number, above 0 in float32 and increasing, got {values!r}")
     return strides
 
 

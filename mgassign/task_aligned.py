@@ -153,7 +153,8 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     tensor([[[0.0000, 0.0000, 0.7500],
              [0.0000, 0.0000, 0.0000]]])
     """
-    _checks.tensor("target", target)
+    _checks.tensor("owner", owner, dtypes=(torch.int64,))
+    _checks.tensor("target", target, like=owner)
     _checks.count("num_classes", num_classes)
     _checks.shape("target", target, tuple(owner.shape))
     labels = take(owner, gt_labels, fill=-1)

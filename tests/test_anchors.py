@@ -319,6 +319,10 @@ def test_nothing_to_assign(empty):
         ({"min_iou": -1.0}, "min_iou: expected"),
         ({"ignore_share": 0.0}, "ignore_share: expected"),
         ({"gt_labels": [torch.zeros(2, dtype=torch.int64)]}, "gt_labels: expected as many"),
+        (
+            {"gt_labels": [torch.tensor([0, 7, -3])]},
+            r"gt_labels: expected a label of at least 0, -1 \(padding\) or -2 .* for object 2 of image 0, got -3",
+        ),
     ],
     ids=str,
 )

@@ -14,9 +14,12 @@ from mgassign import (
     PointGrid,
     _library,
     amplified_centerness,
+    anchor_mutual_guidance_assign,
     box_iou,
     fcos_assign,
+    max_iou_assign,
     mutual_guidance_assign,
+    task_aligned_assign,
     topk_per_object,
 )
 
@@ -134,6 +137,16 @@ ASSIGN_ERRORS = {
         {"gt_boxes": jagged([torch.rand(2, 4), torch.rand(1, 4)]).transpose(1, 2)}, ValueError,
         "gt_boxes: expected shape [B, G, 4], got [2, 4, j",
     ),
+    "sparse predictions": (
+        {"pred_boxes": torch.rand(2, 64, 4).to_sparse()}, TypeError, "pred_boxes: expected a dense tensor, got torch.sparse_coo",
+    ),
+    "sparse boxes": (
+        {"gt_boxes": torch.rand(2, 1, 4).to_sparse()}, TypeError, "gt_boxes: expected a dense tensor, got torch.sparse_coo",
+    ),
+    "a list of sparse boxes": (
+        {"gt_boxes": [of_image.to_sparse() for of_image in BOXES]}, TypeError,
+        "gt_boxes: expected a dense tensor, got torch.sparse_coo",
+    ),
     "boxes that say they are xywh": (
         {"gt_boxes": [BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64)), BOXES[1]]}, ValueError,
         "gt_boxes[0]: expected boxes of format XYXY, got XYWH",
@@ -224,6 +237,10 @@ OTHER_ERRORS = {
         lambda: box_iou(torch.rand(3, 4), BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64))), ValueError,
         "gt_boxes: expected boxes of format XYXY, got XYWH",
     ),
+    "box_iou, sparse": (
+        lambda: box_iou(torch.rand(3, 4).to_sparse(), torch.rand(2, 4)), TypeError,
+        "boxes: expected a dense tensor, got torch.sparse_coo",
+    ),
     "decode": (lambda: GRID.decode(torch.rand(2, 63, 4)), ValueError, "ltrb: expected shape [..., 64, 4], got [2, 63, 4]"),
 }  # fmt: skip
 
@@ -235,13 +252,26 @@ def test_other_functions(call, error, message):
     assert str(raised.value).startswith(message)
 
 
+def many_images(points: int, images: int = 2**36):
+    """Predictions at so many points, and no objects; none of it takes memory."""
+    boxes, scores, objects, labels = (torch.zeros(1, *end) for end in ((1, 4), (1, 1), (0, 4), (0,)))
+    return (
+        boxes.expand(images, points, 4),
+        scores.expand(images, points, 1),
+        objects.expand(images, 0, 4),
+        labels.long().expand(images, 0),
+    )
+
+
 OUT_OF_MEMORY = {
     "box_iou": lambda: box_iou(torch.rand(1, 4).expand(2**40, 4), torch.rand(1, 4)),
     "fcos_assign": lambda: fcos_assign(GRID, torch.rand(1, 0, 4).expand(2**33, 0, 4)),
     "mutual_guidance_assign": lambda: mutual_guidance_assign(
-        GRID, torch.rand(1, 1, 4).expand(2**36, 64, 4), torch.rand(1, 1, 1).expand(2**36, 64, 1),
-        torch.rand(1, 0, 4).expand(2**36, 0, 4), torch.zeros(1, 0).long().expand(2**36, 0),
+        GRID, *many_images(64)
     ),
+    "task_aligned_assign": lambda: task_aligned_assign(GRID, *many_images(64)),
+    "max_iou_assign": lambda: max_iou_assign(torch.rand(64, 4), torch.rand(1, 0, 4).expand(2**36, 0, 4)),
+    "anchor_mutual_guidance_assign": lambda: anchor_mutual_guidance_assign(torch.rand(64, 4), *many_images(64)),
 }  # fmt: skip
 
 
@@ -282,6 +312,14 @@ def test_sizes_without_content_return_at_once():
     assert box_iou(torch.rand(1, 4).expand(2**40, 4), torch.rand(0, 4)).shape == (2**40, 0)
     empty = PointGrid.from_features([(0, 2**31 - 1)], strides=(8,))
     assert fcos_assign(empty, torch.rand(1, 0, 4).expand(2**33, 0, 4)).original.shape == (2**33, 0)
+    no_points = many_images(0, 2**33)
+    for found in (
+        mutual_guidance_assign(empty, *no_points),
+        task_aligned_assign(empty, *no_points),
+        max_iou_assign(torch.rand(0, 4), no_points[2]),
+        anchor_mutual_guidance_assign(torch.rand(0, 4), *no_points),
+    ):
+        assert found[0].shape == (2**33, 0)
     found = mutual_guidance_assign(
         empty, torch.empty(2, 0, 4), torch.empty(2, 0, 1), torch.rand(2, 1, 4), torch.zeros(2, 1).long()
     )

@@ -99,9 +99,10 @@ WRONG = {
     "strides, NaN": ({"strides": (8, math.nan)}, ValueError, "strides: expected a finite number, got nan"),
     "strides, infinite": ({"strides": (8, math.inf)}, ValueError, "strides: expected a finite number, got inf"),
     "strides, huge": ({"strides": (8, 10**400)}, ValueError, "strides: expected a finite number"),
-    "strides, zero": ({"strides": (0, 8)}, ValueError, "strides: expected at least one number, above 0 and increasing"),
-    "strides that decrease": ({"strides": (16, 8)}, ValueError, "strides: expected at least one number, above 0 and inc"),
-    "strides that stay": ({"strides": (8, 8)}, ValueError, "strides: expected at least one number, above 0 and increasing"),
+    "strides, zero": ({"strides": (0, 8)}, ValueError, "strides: expected at least one number, above 0 in float32 and increasing"),
+    "strides that float32 rounds to 0": ({"strides": (1e-60, 8)}, ValueError, "strides: expected at least one number, above 0 in float32"),
+    "strides that decrease": ({"strides": (16, 8)}, ValueError, "strides: expected at least one number, above 0 in float32 and inc"),
+    "strides that stay": ({"strides": (8, 8)}, ValueError, "strides: expected at least one number, above 0 in float32 and increasing"),
     "strides, none": ({"strides": ()}, ValueError, "strides: expected at least one number"),
     "strides, a matrix": ({"strides": torch.ones(2, 2)}, TypeError, "strides: expected a number, got Tensor"),
     "strides, complex": ({"strides": (8j, 16)}, TypeError, "strides: expected a number, got complex"),
@@ -118,6 +119,7 @@ WRONG = {
     "offset, three a level": ({"offset": ((1, 2, 3),) * 2}, ValueError, "offset: expected two numbers per level (2)"),
     "spacing, zero": ({"spacing": 0}, ValueError, "spacings: expected numbers above 0"),
     "spacing, negative": ({"spacing": ((8, -8), (16, 16))}, ValueError, "spacings: expected numbers above 0"),
+    "spacing that float32 rounds to 0": ({"spacing": 1e-60}, ValueError, "spacings: expected numbers above 0 in float32"),
     "ranges, None": ({"ranges": [(0, None), (5, 9)]}, TypeError, "ranges: expected a number, got NoneType None"),
     "ranges, NaN": ({"ranges": [(0, math.nan), (5, 9)]}, ValueError, "ranges: expected a finite number, got nan"),
     "ranges, too few": ({"ranges": [(0, 9)]}, ValueError, "ranges: expected two numbers per level (2), got [(0, 9)]"),
@@ -222,6 +224,20 @@ def test_encode_undoes_decode():
     assert torch.equal(found, torch.cat([grid.points(), -grid.points()], 1))
     found.sum().backward()
     assert boxes.grad[0].tolist() == [-1, -1, 1, 1]
+
+
+def test_ranges_without_end_may_be_said_by_any_number():
+    ends = ((-(10**400), 10**400), (-math.inf, 1e300), (0, 2e38))
+    grid = PointGrid.for_image((64, 64), (8, 16, 32), ranges=ends)
+    assert grid.ranges == ((-math.inf, math.inf), (-math.inf, math.inf), (0.0, 2e38))
+
+
+@pytest.mark.parametrize("name", ["decode", "encode"])
+@pytest.mark.parametrize("value", [None, [[1.0, 2, 3, 4]] * 4, torch.ones(4, 4).long(), torch.ones(4, 4) * 1j], ids=str)
+def test_only_tensors_of_floating_point_are_boxes(name, value):
+    grid = PointGrid.for_image((16, 16), strides=(8,))
+    with pytest.raises(TypeError, match=r"(ltrb|boxes): expected a (floating-point )?tensor, got "):
+        getattr(grid, name)(value)
 
 
 @pytest.mark.parametrize("name", ["decode", "encode"])

@@ -271,6 +271,8 @@ def test_dense_scores():
     assert dense_scores(found.owner, found.target.half(), of.gt_labels, 6).dtype == torch.float16
     with pytest.raises(ValueError, match=r"target: expected shape \[3, 2125\], got \[3, 2124\]"):
         dense_scores(found.owner, found.target[:, 1:], of.gt_labels, 6)
+    with pytest.raises(TypeError, match="owner: expected a tensor, got NoneType"):
+        dense_scores(None, found.target, of.gt_labels, 6)
 
 
 @pytest.fixture

@@ -217,6 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor counts = new_tensor(gt_boxes, {gt_labels.numel()}, ScalarType::Long);
+  if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
   check_labels(batch, labels, pred_logits.size(2));

@@ -57,8 +57,10 @@ void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_c
   for (int64_t image = 0; image < batch.num_images(); ++image)
     for (int64_t i = 0; i < batch.size(image); ++i) {
       const int64_t label = labels[batch.first(image) + i];
-      check(kRegion <= label && label < num_classes, "gt_labels: expected a label in [0, ", num_classes,
-            "), -1 (padding) or -2 (a region) for object ", i, " of image ", image, ", got ", label);
+      if (kRegion <= label && label < num_classes) continue;
+      check(false, "gt_labels: expected a label ",
+            num_classes == kAnyClass ? "of at least 0" : "in [0, " + std::to_string(num_classes) + ")",
+            ", -1 (padding) or -2 (a region) for object ", i, " of image ", image, ", got ", label);
     }
 }
 

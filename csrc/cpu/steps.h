@@ -105,7 +105,8 @@ class ObjectBatch {
   ObjectArrays objects_;
 };
 
-// Every label has to be a class, padding or a region.
+// Every label has to be a class, padding or a region; of kAnyClass classes where nobody knows how many there are.
+constexpr int64_t kAnyClass = std::numeric_limits<int64_t>::max();
 void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes);
 
 // FCOS's own strategy for one image. Writes owner [P] and num_points (one per object of the image).
