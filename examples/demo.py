@@ -7,7 +7,6 @@ box comes out best and another where its class is recognised best; both get wors
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -15,19 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle, Wedge
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mgassign import Assignment, PointGrid, box_iou, mutual_guidance_assign
+from mgassign import Assignment, PointGrid, box_iou, draw, mutual_guidance_assign
 
 LONGER_SIDE, STRIDES = 640, (8, 16, 32, 64, 128)
-COLORS = {"original": "#ff4136", "cls": "#ffd60a", "loc": "#2ecc40"}
 BACKGROUND, TEXT, MUTED = "#1c1f26", "#f2f2f2", "#a9b0bc"
 
 
@@ -129,38 +123,13 @@ def summarize(scene: Scene, found: Assignment, pred_boxes: Tensor) -> list[str]:
     return [line.format(*row) for row in table]
 
 
-def dot_radius(stride: float) -> float:
-    """In pixels: the area grows with the stride, so that a coarse dot does not bury its neighbours."""
-    return 1.15 * math.sqrt(stride)
-
-
-def draw_image(ax: Axes, scene: Scene, grid: PointGrid, found: Assignment) -> None:
-    ax.imshow(scene.image, alpha=0.85, extent=(0, scene.image.width, scene.image.height, 0))
-    shadow = [patheffects.Stroke(linewidth=3, foreground="black", alpha=0.45), patheffects.Normal()]
-    tag = {"facecolor": BACKGROUND, "edgecolor": "none", "alpha": 0.7, "pad": 1.5}
-    for g, (x1, y1, x2, y2) in enumerate(scene.boxes.tolist()):
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linestyle=":", linewidth=1.6)
-        ax.add_patch(frame).set_path_effects(shadow)
-        ax.text(x1 + 1, max(y1 - 3, 12), str(g + 1), color="white", fontsize=7.5, bbox=tag, zorder=5)
-    slices, colors = [], []
-    points, strides = grid.points().tolist(), grid.point_strides().tolist()
-    for j in reversed(range(grid.num_points)):  # coarse levels first: small dots stay visible on large ones
-        shared = [color for key, color in COLORS.items() if getattr(found, key)[0, j] >= 0]
-        for i, color in enumerate(shared):
-            turn = 360 / len(shared)
-            slices.append(Wedge(points[j], dot_radius(strides[j]), 90 + i * turn, 90 + (i + 1) * turn))
-            colors.append(color)
-    ax.add_collection(PatchCollection(slices, facecolor=colors, edgecolor="black", linewidth=0.5, zorder=4))
-    ax.set(xlim=(0, scene.image.width), ylim=(scene.image.height, 0))
-    ax.set_axis_off()
-
-
-def draw(scene: Scene, grid: PointGrid, found: Assignment, table: list[str]) -> Figure:
+def compose(scene: Scene, grid: PointGrid, found: Assignment, table: list[str]) -> Figure:
     """The image, its title above, numbers and legend to the right; saving crops or extends the figure to all that."""
     pixel = min(8.5 / scene.image.width, 8 / scene.image.height)  # inches
     width, height = scene.image.width * pixel, scene.image.height * pixel
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-    draw_image(figure.add_axes((0, 0, 1, 1)), scene, grid, found)
+    tags = [str(g + 1) for g in range(len(scene.names))]
+    draw.assignment(found, grid, scene.image, scene.boxes, names=tags, axes=figure.add_axes((0, 0, 1, 1)))
 
     right, bottom = 1 + 0.3 / width, min(0, 1 - (0.21 * len(table) + 2.7) / height)  # below the table, however long
     title = "Which points learn the class, which the box?"
@@ -176,7 +145,7 @@ def draw(scene: Scene, grid: PointGrid, found: Assignment, table: list[str]) -> 
     def dot(color: str, label: str, size: float = 11, **kwargs: Any) -> Line2D:
         return Line2D([], [], ls="", marker="o", color=color, mec="black", ms=size, label=label, **kwargs)
 
-    red, yellow, green = COLORS.values()
+    red, yellow, green = (draw.COLORS[name] for name in ("original", "cls", "loc"))
     meanings = [
         dot(red, "original: FCOS's own positives, N$_g$ for each object"),
         dot(yellow, "cls: Localize to Classify, positive for classification"),
@@ -184,7 +153,7 @@ def draw(scene: Scene, grid: PointGrid, found: Assignment, table: list[str]) -> 
         dot(red, "a sliced dot is shared", fillstyle="left", markerfacecoloralt=green),
         Line2D([], [], color="white", ls=":", lw=1.6, label="an object's box"),
     ]
-    sizes = [dot(MUTED, str(stride), 144 * pixel * dot_radius(stride)) for stride in STRIDES]
+    sizes = [dot(MUTED, str(stride), 144 * pixel * draw.dot_radius(stride)) for stride in STRIDES]
     style: dict[str, Any] = {"loc": "lower left", "frameon": False, "borderaxespad": 0, "labelcolor": TEXT}
     figure.legend(handles=meanings, bbox_to_anchor=(right, bottom + 0.85 / height), labelspacing=0.8, **style)
     style |= {"title": "stride of the point's level", "alignment": "left", "ncols": len(STRIDES)}
@@ -219,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
     pred_boxes, pred_logits = simulate(grid, scene.boxes, labels, generator)
     found = mutual_guidance_assign(grid, pred_boxes[None], pred_logits[None], [scene.boxes], [labels])
     table = summarize(scene, found, pred_boxes)
-    save(draw(scene, grid, found, table), args.output)
+    save(compose(scene, grid, found, table), args.output)
     print(
         *table,
         "",

@@ -23,7 +23,7 @@ from .points import PointGrid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLORS", "MEANINGS", "assignment", "boxes", "legend", "picture", "points"]
+__all__ = ["COLORS", "MEANINGS", "assignment", "boxes", "dot_radius", "legend", "picture", "points"]
 
 #: The colours of an assignment's fields.
 COLORS = {"original": "#ff4136", "cls": "#ffd60a", "loc": "#2ecc40", "owner": "#ffd60a"}
@@ -187,15 +187,17 @@ def boxes(
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linestyle=":", linewidth=1.6)
         axes.add_patch(frame).set_path_effects(shadow)
         if texts:
+            above = y1 - min(axes.get_ylim()) > 12  # otherwise the tag finds room inside
             text: dict[str, Any] = {
                 "color": "white",
                 "fontsize": 7.5,
                 "bbox": tag,
-                "zorder": 5,
+                "zorder": 3,
                 "clip_on": True,
                 "parse_math": False,
             }
-            axes.annotate(texts[g], (x1, y1), (1, 2), textcoords="offset points", **text)
+            text |= {"va": "bottom", "xytext": (1, 2)} if above else {"va": "top", "xytext": (2, -3)}
+            axes.annotate(texts[g], (x1, y1), textcoords="offset points", **text)
 
 
 def picture(axes: Axes, image: Any) -> None:
@@ -268,7 +270,12 @@ def _dots(places: Places) -> tuple[Tensor, Tensor, Tensor]:
         # Anchors tell no stride; RetinaNet's are four strides wide.
         strides = (anchors[:, 2:] - anchors[:, :2]).clamp(min=0).prod(1).sqrt() / 4
         levels = strides.clamp(min=1).log2().round().long()
-    return centers, 1.15 * strides.sqrt(), levels
+    return centers, torch.tensor([dot_radius(stride) for stride in strides.tolist()]), levels
+
+
+def dot_radius(stride: float) -> float:
+    """A dot's radius in pixels: the area grows with the stride, so that a coarse dot does not bury its neighbours."""
+    return 1.15 * math.sqrt(stride)
 
 
 def _pixels(image: Any) -> tuple[Any, tuple[float, float]]:

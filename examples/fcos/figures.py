@@ -17,29 +17,20 @@ from typing import Any
 import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle, Wedge
+from matplotlib.patches import Rectangle
 
 from data import Record, load_image, open_image, read_splits
 from evaluate import detect, load_model, readings_of
 from metrics import Detections
-from mgassign import Assignment, mutual_guidance_assign
+from mgassign import Assignment, draw, mutual_guidance_assign
 from model import FCOS
 from runs import HelpFormatter, UserError, command, join_world, positive, write_file
 
-COLORS = {"original": "#ff4136", "cls": "#ffd60a", "loc": "#2ecc40"}
 MEANINGS = {"original": "original", "cls": "Localize to Classify", "loc": "Classify to Localize"}
 CLASS_COLORS = ("#00b8d9", "#ffab00", "#ff5c8a", "#8bd450", "#b388ff", "#ff7043", "#4dd0e1", "#dce775")
 SHADOW = [patheffects.Stroke(linewidth=2.6, foreground="black", alpha=0.6), patheffects.Normal()]
-
-
-def panel(ax: Axes, record: Record) -> None:
-    width, height = record.size
-    ax.imshow(open_image(record.image), extent=(0, width, height, 0))
-    ax.set(xlim=(0, width), ylim=(height, 0))
-    ax.set_axis_off()
 
 
 def panels(records: Sequence[Record], rows: int, per_row: int) -> tuple[Figure, list[Axes]]:
@@ -51,20 +42,11 @@ def panels(records: Sequence[Record], rows: int, per_row: int) -> tuple[Figure, 
 
 def draw_points(ax: Axes, record: Record, model: FCOS, found: Assignment) -> None:
     """An image's objects in dotted white and their points; a point of several strategies is a pie of their colours."""
-    panel(ax, record)
-    for x1, y1, x2, y2 in record.boxes.tolist():
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linestyle=":", linewidth=1.5)
-        ax.add_patch(frame).set_path_effects(SHADOW)
-    scale = torch.tensor(record.size) / model.size
-    points, strides = (model.grid.points() * scale).tolist(), model.grid.point_strides().tolist()
-    slices, colors = [], []
-    for j in reversed(range(model.grid.num_points)):  # coarse levels first: small dots stay visible on large ones
-        shared = [color for name, color in COLORS.items() if getattr(found, name)[0, j] >= 0]
-        radius = 1.1 * strides[j] ** 0.5 * float(scale.min())  # a coarse level's dot is larger, but not by its stride
-        for i, color in enumerate(shared):
-            slices.append(Wedge(points[j], radius, 90 + 360 * i / len(shared), 90 + 360 * (i + 1) / len(shared)))
-            colors.append(color)
-    ax.add_collection(PatchCollection(slices, facecolor=colors, edgecolor="black", linewidth=0.4, zorder=4))
+    draw.picture(ax, open_image(record.image))
+    draw.boxes(ax, record.boxes, names=())
+    owners = {name: getattr(found, name)[0] for name in MEANINGS}
+    width, height = (pixels / model.size for pixels in record.size)
+    draw.points(ax, model.grid, owners, scale=(width, height))
 
 
 def figure_1(records: Sequence[Record], model: FCOS, device: torch.device, settings: dict[str, Any]) -> Figure:
@@ -81,13 +63,13 @@ def figure_1(records: Sequence[Record], model: FCOS, device: torch.device, setti
         found = mutual_guidance_assign(model.grid, predictions.boxes, predictions.logits, boxes, labels, **settings)
         draw_points(ax, record, model, Assignment(*(part.cpu() for part in found)))
     style: dict[str, Any] = {"ls": "", "marker": "o", "mec": "black", "ms": 8}
-    handles = [Line2D([], [], color=COLORS[name], label=meaning, **style) for name, meaning in MEANINGS.items()]
+    handles = [Line2D([], [], color=draw.COLORS[name], label=meaning, **style) for name, meaning in MEANINGS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def draw_detections(ax: Axes, record: Record, found: Detections, classes: Sequence[str], min_score: float) -> None:
-    panel(ax, record)
+    draw.picture(ax, open_image(record.image))
     for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
         if score < min_score:
             continue
