@@ -77,6 +77,20 @@ void hash_grid(Random& random) {
   levels.print("levels");
 }
 
+// The same where points are so many that several share a coordinate: the guess by division is off there.
+void hash_far_spans(Random& random) {
+  Hash spans;
+  for (int i = 0; i < 20000; ++i) {
+    const Axis axis{0.25f + random.below(3.0f), random.below(9.0f) - 4.0f};
+    const int64_t k = (1 << 21) + random.bits() % (1 << 25);
+    const float at = axis.coordinate(k), near = float_of(bits_of(at) + random.bits() % 5 - 2);
+    const Span span = strictly_between(axis, 1 << 26, near, axis.coordinate(k + random.bits() % 9));
+    spans.add(static_cast<float>(span.begin - k));
+    spans.add(static_cast<float>(span.end - k));
+  }
+  spans.print("far_spans");
+}
+
 // What decides contests, among few numbers so that most are ties.
 void hash_orders(Random& random) {
   Hash orders;
@@ -180,4 +194,5 @@ int main() {
   hash_grid(others);
   hash_orders(others);
   hash_task_alignment(others);
+  hash_far_spans(others);
 }

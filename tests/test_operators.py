@@ -227,6 +227,30 @@ def test_a_grid_that_is_none_is_refused(name, arguments):
     refuses(name, arguments, "ranges", backwards)
 
 
+OF_ROWS = [
+    (name, arguments)
+    for name, arguments in CALLS
+    if arguments.get("gt_counts") or arguments.get("gt_offsets") is not None
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), OF_ROWS, ids=[name for name, _ in OF_ROWS])
+def test_offsets_out_of_order_are_refused(name, arguments):
+    arguments = {**arguments, "gt_counts": None}
+    results(name, {**arguments, "gt_offsets": torch.tensor([0, 3, 5])})
+    for bad in (
+        [0, 7, 5],
+        [0, -1, 5],
+        [1, 3, 5],
+        [-1, 3, 5],
+        [0, 3, 4],
+        [0, 3, 9],
+        [0, 2**62, 5],
+        [0, 2**62, -(2**62)],
+    ):
+        refuses(name, arguments, "gt_offsets", torch.tensor(bad))
+
+
 def test_every_setting_has_its_bad_values():
     settings = {
         key for _, arguments in CALLS for key, value in arguments.items() if not isinstance(value, torch.Tensor)

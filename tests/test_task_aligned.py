@@ -164,6 +164,15 @@ def test_case(objects, labels, boxes, changed, expected):
         assert of_reference[0].tolist() == expected
 
 
+@pytest.mark.parametrize(("images", "points", "objects"), [(0, 4, 0), (2, 0, 3), (2, 4, 0), (0, 0, 0)])
+def test_nothing_to_assign(images, points, objects):
+    grid = FOUR if points else PointGrid.from_features([(0, 4)], strides=(8,))
+    boxes, labels = torch.tensor(WIDE).expand(images, objects, 4), torch.zeros(images, objects, dtype=torch.int64)
+    found = task_aligned_assign(grid, torch.rand(images, points, 4), torch.rand(images, points, 2), boxes, labels)
+    assert all(result.shape == (images, points) for result in found)
+    assert (found.owner == -1).all()
+
+
 @pytest.mark.parametrize(
     ("score", "probability"),
     [(nan, 0.0), (inf, 1.0), (-inf, 0.0), (2.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (1e-45, 1e-45)],
