@@ -8,11 +8,12 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:func|class|meth|data|mod|attr):`~?([\w.]+)`")
+_TOGETHER = re.compile(r"^( {4})((?:[a-z]\w*, )+[a-z]\w*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 _DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
 def as_markdown(text: str, of: griffe.Object) -> str:
-    """Roles become links, doctests become code."""
+    """Roles become links, doctests code; arguments that are told together are told one by one."""
 
     def link(role: re.Match[str]) -> str:
         name = role[1].rpartition(".")[2]
@@ -27,7 +28,10 @@ def as_markdown(text: str, of: griffe.Object) -> str:
         return f"[`{name}`][{target}]"
 
     fenced = _DOCTEST.sub(lambda found: f"```pycon\n{found[0]}\n```", _ROLE.sub(link, text))
-    return re.sub(r"``([^`]+)``", r"`\1`", fenced)
+    apart = _TOGETHER.sub(
+        lambda found: "\n".join(f"{found[1]}{name}: {found[3]}" for name in found[2].split(", ")), fenced
+    )
+    return re.sub(r"(?<!`)``(?!`)([^`]+)``(?!`)", r"`\1`", apart)
 
 
 def _public(of: griffe.Object) -> str:

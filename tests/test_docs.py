@@ -147,6 +147,13 @@ def test_nothing_is_asked_of_other_hosts(site):
     assert not any('data-md-component="source"' in path.read_text() for path in site.rglob("*.html"))
 
 
+def test_docstrings_arrive_as_they_are_meant(site):
+    told = "".join(page(site / "api.html").text.values())
+    assert ">>> grid = PointGrid" in told
+    assert "``" not in told
+    assert not re.search(r":(func|class|meth|data):", told)
+
+
 QUESTIONS = {
     "strides 4 to 64": ("grids.html#strides-4-to-64", "strides=(4, 8, 16, 32, 64)"),
     "rectangular images": ("grids.html#rectangular-images", "(height, width)"),
