@@ -35,9 +35,10 @@ class TaskAligned:
         epsilon: Added to the highest score where targets are divided by it.
 
     Presets, each compared with the package: ``ULTRALYTICS`` (8.4.140 and newer: YOLOv8, YOLO11, YOLO12 and the many of
-    YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head), ``TOOD``
-    (mmdet 3.3).
-    ``least_side`` of the first three is the stride of the second level; ``dataclasses.replace`` makes others.
+    YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head),
+    ``ULTRALYTICS_8_4_0`` (8.4.0 to 8.4.100), ``ULTRALYTICS_8_3`` (8.3), ``TOOD`` (mmdet 3.3).
+    In those of ultralytics ``least_side`` is the stride of the second level, ``raise_below`` that of the first;
+    ``dataclasses.replace`` makes others.
     """
 
     k: int = 10
@@ -55,6 +56,8 @@ class TaskAligned:
     ULTRALYTICS: ClassVar[TaskAligned]
     YOLO26: ClassVar[TaskAligned]
     YOLOV10: ClassVar[TaskAligned]
+    ULTRALYTICS_8_4_0: ClassVar[TaskAligned]
+    ULTRALYTICS_8_3: ClassVar[TaskAligned]
     TOOD: ClassVar[TaskAligned]
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class TaskAligned:
 TaskAligned.ULTRALYTICS = TaskAligned(least_side=16.0)
 TaskAligned.YOLO26 = TaskAligned(least_side=16.0, k=7, keep=1)
 TaskAligned.YOLOV10 = TaskAligned(least_side=16.0, k=1)
+TaskAligned.ULTRALYTICS_8_4_0 = TaskAligned(least_side=16.0, raise_below=8.0)
+TaskAligned.ULTRALYTICS_8_3 = TaskAligned()
 TaskAligned.TOOD = TaskAligned(
     k=13, alpha=1.0, overlap="iou", candidates="anywhere", margin=0.01, contest="chosen", epsilon=1e-7
 )

@@ -1,6 +1,8 @@
-"""When two task-aligned assignments agree: exactly, or up to scores and overlaps that differ by rounding only."""
+"""When two task-aligned assignments agree: exactly, or where scores and overlaps that differ by rounding allow both."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,52 +12,69 @@ from mgassign.reference.task_aligned import holding
 
 # Of the overlap, absolutely: complete IoU is a difference of numbers up to 1, each within some units of 2^-24.
 OVERLAP_ERROR = 1e-6
+SCORE_ERROR = 1e-6  # of a score, relatively, beyond what its overlap is off
+UNDERFLOW = 1e-36  # a score below it may be 0 to the one who rounds it so
 
 
-def doubtful(
+class Answers(NamedTuple):
+    """What each point of an image may be given, as far as rounding leaves it open."""
+
+    owner: Tensor  # bool [P, G]
+    background: Tensor  # bool [P]
+
+    def allow(self, owner: Tensor) -> Tensor:
+        """Which of the points have an owner they may have, or none where they may have none: bool [P]."""
+        if self.owner.shape[1] == 0:
+            return owner < 0
+        own = self.owner.gather(1, owner.clamp(min=0)[:, None])[:, 0]
+        return torch.where(owner < 0, self.background, own)
+
+
+def answers(
     grid: PointGrid, pred_boxes: Tensor, probabilities: Tensor, gt_boxes: Tensor, gt_labels: Tensor,
-    settings: TaskAligned, k: int | Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """For one image: whose choice rounding may turn [P, G], whose points' contests [P], and the scores [P, G].
+    settings: TaskAligned, k: int | None = None, *, fills_up: bool = False,
+) -> Answers:  # fmt: skip
+    """The answers for one image, from bounds of every score and overlap.
 
-    A choice is in doubt where its score is within rounding of the last one chosen, or so small that the one who rounds
-    it to 0 does not choose it; a contest, where its two highest overlaps are.
+    An object certainly chooses a point that fewer than k others can outdo, and may choose one that fewer than k others
+    certainly outdo. ``fills_up``: one that runs out of points of positive score chooses others in its window as well.
     """
     u = reference.task_aligned_overlap(pred_boxes, gt_boxes, settings.overlap).double()
-    s = probabilities.double().nan_to_num(0).clamp(0, 1)[:, gt_labels.clamp(min=0)]
-    m = s**settings.alpha * u**settings.beta
-    error = m * (1e-6 + (settings.alpha + settings.beta) * OVERLAP_ERROR / u.clamp(min=OVERLAP_ERROR))
+    u_low, u_high = (u - OVERLAP_ERROR).clamp(min=0), torch.where(u > 0, u + OVERLAP_ERROR, 0.0)
+    s = probabilities.double().nan_to_num(0).clamp(0, 1)[:, gt_labels.clamp(min=0)] ** settings.alpha
+    low, high = s * u_low**settings.beta * (1 - SCORE_ERROR), s * u_high**settings.beta * (1 + SCORE_ERROR)
+    low = torch.where((low < UNDERFLOW) | (u <= 0), 0.0, low)
     holds = holding(grid, gt_boxes, gt_labels, settings)
+
     may_choose = holds if settings.candidates == "inside" else (gt_labels >= 0).expand_as(holds)
+    low, high = low * may_choose, high * may_choose
+    k = settings.k if k is None else k
+    choosers = holds & (low > 0) & (not_below(low, high) <= k)  # itself among them
+    may_choosers = holds & (fills_up | (high > 0)) & (above(high, low) < k)
 
-    scores = torch.where(may_choose, m, 0.0)
-    k = torch.as_tensor(settings.k if k is None else k).expand(len(gt_boxes)).clamp(max=len(m))
-    ranked = torch.cat([torch.full((1, len(gt_boxes)), torch.inf), scores.sort(0, descending=True).values])
-    last = ranked.gather(0, k[None])
-    choices = may_choose & (((m - last).abs() <= error + last * 1e-5) | (m < 1e-36))
+    # Nobody else's, or contested: the highest overlap of those that hold it, or of those that chose it.
+    others = choosers.sum(1, keepdim=True) - choosers.int()
+    rivals = holds if settings.contest == "inside" else may_choosers
+    to_beat = holds if settings.contest == "inside" else choosers
+    highest = torch.where(to_beat, u_low, 0.0).amax(1, keepdim=True) if len(gt_boxes) else u.new_zeros(len(u), 1)
+    wins = rivals & (u_high >= highest) & (may_choosers.sum(1, keepdim=True) > 1)
+    owner, background = (may_choosers & (others == 0)) | wins, ~choosers.any(1)
 
-    rivals = torch.where(holds, u, -1.0)
-    highest = torch.cat([rivals, torch.full((len(u), 2), -1.0)], 1).topk(2, dim=1).values
-    return choices, highest[:, 0] - highest[:, 1] <= 2 * OVERLAP_ERROR, m
+    if settings.keep is not None:
+        certain = owner & (owner.sum(1, keepdim=True) == 1) & ~background[:, None]
+        pushed_out = owner & (not_below(low, high * owner) - owner.int() >= settings.keep)
+        owner = owner & (above(high, low * certain) < settings.keep)
+        background |= pushed_out.any(1)
+    return Answers(owner, background)
 
 
-def unexplained(ours: Tensor, theirs: Tensor, choices: Tensor, contests: Tensor, m: Tensor) -> list[int]:
-    """The points to which two answers give different owners for no reason but a mistake of one of them."""
-    different = ours != theirs
-    explained = different & (choices.any(1) | contests)
-    # With `keep`, an object that loses a point for a good reason keeps another one instead; and so on.
-    while True:
-        objects = torch.cat([ours[explained], theirs[explained]]).unique()
-        more = (
-            different
-            & ~explained
-            & (torch.isin(ours, objects[objects >= 0]) | torch.isin(theirs, objects[objects >= 0]))
-        )
-        # Or two of its points are within rounding of each other.
-        for j in (different & ~explained & ~more).nonzero().flatten().tolist():
-            for g in {int(ours[j]), int(theirs[j])} - {-1, -2}:
-                own = m[(ours == g) | (theirs == g), g]
-                more[j] |= int(((own - m[j, g]).abs() <= 1e-5 * m[j, g]).sum()) > 1
-        if not more.any():
-            return (different & ~explained).nonzero().flatten().tolist()
-        explained |= more
+def not_below(of: Tensor, among: Tensor) -> Tensor:
+    """Of each object and point, how many points of ``among`` are no lower: int64 [P, G]."""
+    ordered = among.T.contiguous().sort(1).values
+    return (len(of) - torch.searchsorted(ordered, of.T.contiguous())).T
+
+
+def above(of: Tensor, among: Tensor) -> Tensor:
+    """Of each object and point, how many points of ``among`` are higher: int64 [P, G]."""
+    ordered = among.T.contiguous().sort(1).values
+    return (len(of) - torch.searchsorted(ordered, of.T.contiguous(), right=True)).T

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, dense_scores, reference, task_aligned_assign
 from scenes import GRIDS, STRIDES, Scene, random_boxes, scene, scene_of, scenes
-from task_aligned_agreement import doubtful, unexplained
+from task_aligned_agreement import answers
 
 inf, nan = torch.inf, torch.nan
 
@@ -20,6 +20,8 @@ PRESETS = {
     "ULTRALYTICS": TaskAligned.ULTRALYTICS,
     "YOLO26": TaskAligned.YOLO26,
     "YOLOV10": TaskAligned.YOLOV10,
+    "ULTRALYTICS_8_4_0": TaskAligned.ULTRALYTICS_8_4_0,
+    "ULTRALYTICS_8_3": TaskAligned.ULTRALYTICS_8_3,
     "TOOD": TaskAligned.TOOD,
 }
 SETTINGS = {
@@ -57,8 +59,8 @@ def check(of: Scene, settings: TaskAligned, **more) -> int:
         differing += int((~same).sum())
         boxes, logits, gt_boxes, gt_labels = objects
         k = max(settings.k, more.get("min_points", 0))
-        doubts = doubtful(of.grid, boxes, logits.float().sigmoid(), gt_boxes, gt_labels, settings, k)
-        assert not unexplained(found.owner[b], owner, *doubts)
+        allowed = answers(of.grid, boxes, logits.float().sigmoid(), gt_boxes, gt_labels, settings, k)
+        assert (allowed.allow(found.owner[b]) & allowed.allow(owner))[~same].all()
     return differing
 
 
