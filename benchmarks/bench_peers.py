@@ -3,7 +3,8 @@
 Each peer works in a process of its own, in which mgassign's operator for the same job is timed in turn with it: one call
 of the one, one of the other, and so on. The ratio is that of each such pair, so what slows the machine down for a while
 slows both sides of a pair. A call of less than a tenth of a second is made once more directly before the timed one,
-without being timed: each side finds its own data in the caches.
+without being timed: each side finds its own data in the caches. CPU time, of all threads together, is told beside: on a busy
+machine it is the figure to compare, with --threads 1.
 
 A process may take MEMORY_LIMIT of memory and bench_assign's JOB_LIMIT_S of time; one that wants more is a row that says so.
 
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time_ns
 from typing import Any
 
 import torch
@@ -106,12 +107,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def time_pairs(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, budget_s: float) -> dict[str, Any]:
     """Times the two in turn: at least three pairs, at most ``repeats``. Both must have been called before."""
 
-    def once(call: Callable[[], Any]) -> int:
-        start = perf_counter_ns()
+    def once(call: Callable[[], Any]) -> tuple[int, int]:
+        start, start_of_cpu = perf_counter_ns(), process_time_ns()
         call()
-        return perf_counter_ns() - start
+        return perf_counter_ns() - start, process_time_ns() - start_of_cpu
 
-    calls, times = (ours, theirs), ([], [])
+    calls, times, cpu_times = (ours, theirs), ([], []), ([], [])
     latest = [0, SHORT_NS]  # slow peers make no call in vain
     gc.collect()
     gc.disable()
@@ -120,11 +121,15 @@ def time_pairs(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int,
         for side, call in enumerate(calls):
             if latest[side] < SHORT_NS:
                 call()
-            latest[side] = once(call)
+            latest[side], cpu_time = once(call)
             times[side].append(latest[side] / 1e6)
+            cpu_times[side].append(cpu_time / 1e6)
     gc.enable()
-    ratio = [their / our for our, their in zip(*times, strict=True)]
-    return {"pairs": len(ratio), "mgassign_ms": spread(times[0]), "peer_ms": spread(times[1]), "ratio": spread(ratio)}
+    row: dict[str, Any] = {"pairs": len(times[0])}
+    for kind, (our_times, their_times) in (("", times), ("cpu_", cpu_times)):
+        row[f"mgassign_{kind}ms"], row[f"peer_{kind}ms"] = spread(our_times), spread(their_times)
+        row[f"{kind}ratio"] = spread([their / our for our, their in zip(our_times, their_times, strict=True)])
+    return row
 
 
 def compare(peer: Peer, ours: Any, owners: Tensor, objects: int) -> dict[str, float]:
