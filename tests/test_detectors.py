@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from heads import (
     Objects,
     TorchvisionFCOS,
     TorchvisionRetinaNet,
+    UltralyticsYOLO,
+    UltralyticsYOLO26,
 )
 from mgassign import IGNORE, fcos_assign, mutual_guidance_assign
 from scenes import random_boxes, scene
@@ -125,6 +128,65 @@ def test_retinanet_with_the_original_sets_has_the_stock_losses_where_no_match_is
         for name, value in expected.items():
             assert (found[name] == value) == torch.equal(matched, guided), name
     assert differing < 20  # forced: every one of equal overlaps there, the first here
+
+
+@pytest.mark.parametrize("head", [UltralyticsYOLO, UltralyticsYOLO26])
+def test_yolo_with_its_own_assignment_trains_as_with_the_stock_assigner(head):
+    """Twenty steps on drawn images: the same labels at each, and the same losses but for the last digits.
+
+    Two trainings that differ in the last digits drift apart, the faster the larger their steps: left alone these are 1e-5
+    apart at a learning rate of 1e-5 already. So both take each step from the weights that the stock one has reached.
+    """
+    needs("ultralytics")
+    from ultralytics_yolo import assign_task_aligned, criteria_of
+
+    stock, ours = made(head, False), made(head, False)
+    stock_assigners = [criterion.assigner for criterion in criteria_of(SimpleNamespace(model=ours.module))]
+    assign_task_aligned(SimpleNamespace(model=ours.module))
+    count = Counter()
+    for name, criterion in enumerate(criteria_of(SimpleNamespace(model=ours.module))):
+
+        def compare(module, arguments, found, name=name):
+            expected = stock_assigners[name](*arguments)
+            assert [x.shape for x in found] == [x.shape for x in expected]
+            if arguments[4].shape[1] > 0:
+                assert [x.dtype for x in found] == [x.dtype for x in expected]
+                # The stock assigner fills up with points of score 0, from which nothing is learnt.
+                teaches = found[3] | (expected[2].amax(-1) > 0)
+                assert torch.equal(found[3], expected[3] & teaches)
+                for i in (0, 1, 4):
+                    assert torch.equal(found[i][teaches], expected[i][teaches])
+                count[f"filled up, {name}"] += int((expected[3] & ~teaches).sum())
+            torch.testing.assert_close(found[2], expected[2], rtol=0, atol=1e-6)
+            count[name] += int(found[3].sum())
+
+        criterion.assigner.register_forward_hook(compare)
+
+    size, optimizers = (128, 160), [torch.optim.SGD(of.module.parameters(), 1e-3) for of in (stock, ours)]
+    for step in range(20):
+        images, objects = drawn_images(size, (0, 0, 0, 0) if step % 5 == 4 else (3, 0, 6, 1), seed=step)
+        terms = []
+        ours.module.load_state_dict(stock.module.state_dict())
+        for of, optimizer in zip((stock, ours), optimizers, strict=True):
+            found = of.loss(of.module(images), objects)
+            optimizer.zero_grad()
+            sum(found.values()).backward()
+            optimizer.step()
+            terms.append(torch.stack(list(found.values())).detach())
+        torch.testing.assert_close(terms[1], terms[0], rtol=1e-5, atol=0)
+    print(dict(count))
+    assert len(stock_assigners) == len(criteria_of(SimpleNamespace(model=ours.module)))
+    assert all(count[name] > 50 for name in range(len(stock_assigners)))
+
+
+def drawn_images(size: tuple[int, int], counts: tuple[int, ...], seed: int) -> tuple[Tensor, Objects]:
+    """Grey noise with a bright rectangle for each object, its class told by the colour."""
+    objects = drawn(size, counts, seed)
+    images = torch.rand(len(counts), 3, *size, generator=torch.Generator().manual_seed(seed)) * 0.25
+    for image, (boxes, labels) in zip(images, objects, strict=True):
+        for (x1, y1, x2, y2), label in zip(boxes.round().int().tolist(), labels.tolist(), strict=True):
+            image[label % 3, max(y1, 0) : y2, max(x1, 0) : x2] = (label + 1) / NUM_CLASSES
+    return images, objects
 
 
 def test_torchvision_model_from_images_to_detections():
@@ -309,15 +371,14 @@ TRAINING = """
 import sys
 from pathlib import Path
 from ultralytics import YOLO
-from ultralytics_yolo import MutualAssigner, assign_by_mutual_guidance
+import ultralytics_yolo
 
-folder, model = Path(sys.argv[1]), YOLO(sys.argv[2])
-model.add_callback("on_train_start", assign_by_mutual_guidance)
+folder, model, assigner, callback = Path(sys.argv[1]), YOLO(sys.argv[2]), *sys.argv[3:]
+model.add_callback("on_train_start", getattr(ultralytics_yolo, callback))
 model.train(data=folder / "data.yaml", epochs=2, imgsz=96, batch=4, device="cpu", workers=0, plots=False, project=folder,
             name="run", amp=False, verbose=False)
-criterion = model.trainer.model.criterion
-for part in (getattr(criterion, "one2many", criterion), getattr(criterion, "one2one", criterion)):
-    assert isinstance(part.assigner, MutualAssigner)
+for criterion in ultralytics_yolo.criteria_of(model.trainer):
+    assert isinstance(criterion.assigner, getattr(ultralytics_yolo, assigner))
 """
 LOADING = """
 import sys
@@ -329,7 +390,10 @@ for name in ("last", "best"):
 
 
 @pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo26n.yaml"])
-def test_ultralytics_trains_and_its_checkpoints_load_without_mgassign(model, tmp_path):
+@pytest.mark.parametrize(
+    "ours", [("MutualAssigner", "assign_by_mutual_guidance"), ("AlignedAssigner", "assign_task_aligned")]
+)
+def test_ultralytics_trains_and_its_checkpoints_load_without_mgassign(model, ours, tmp_path):
     needs("ultralytics")
     from PIL import Image
 
@@ -349,7 +413,7 @@ def test_ultralytics_trains_and_its_checkpoints_load_without_mgassign(model, tmp
     environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for script in (TRAINING, LOADING):
         done = subprocess.run(
-            [sys.executable, "-c", script, tmp_path, model],
+            [sys.executable, "-c", script, tmp_path, model, *ours],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
