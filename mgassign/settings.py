@@ -34,7 +34,7 @@ class TaskAligned:
             window it lies, or ``"chosen"`` of those that chose it. Equal overlaps: the lower index.
         epsilon: Added to the highest score where targets are divided by it.
 
-    Presets, each compared with the package: ``ULTRALYTICS`` (8.4.140 and newer: YOLOv8, YOLO11, YOLO12 and the many of
+    Presets, each compared with the package: ``ULTRALYTICS`` (8.4.139 and newer: YOLOv8, YOLO11, YOLO12 and the many of
     YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head),
     ``ULTRALYTICS_8_4_0`` (8.4.0 to 8.4.100), ``ULTRALYTICS_8_3`` (8.3), ``TOOD`` (mmdet 3.3).
     In those of ultralytics ``least_side`` is the stride of the second level, ``raise_below`` that of the first;
