@@ -121,15 +121,7 @@ def tiles(ink: str) -> Figure:
         meets = box[0] < around[2] and box[2] > around[0] and box[1] < around[3] and box[3] > around[1]
         frame(axes, box, ACCENT if meets else QUIET, lw=2.2)
         axes.text(box[0] + 3, box[3] - 3, "compared" if meets else "skipped", color=ACCENT if meets else QUIET, size=10)
-    axes.text(
-        around[2],
-        around[1] - 3,
-        "around the predictions of 32 points",
-        color=SECOND,
-        size=10.5,
-        ha="right",
-        bbox=paper(ink),
-    )
+    axes.text(20, 25, "around the predictions of 32 points", color=SECOND, size=10.5, bbox=paper(ink))
     return figure
 
 
