@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any
@@ -47,6 +48,8 @@ from scenarios import COCO_BOXES, GROWTH, SCENARIOS, Inputs, make_inputs
 OPERATORS = {  # and which inputs they take, after the grid
     "mutual_guidance_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
     "task_aligned_assign": ("pred_boxes", "pred_scores", "gt_boxes", "gt_labels"),
+    "sim_ota_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
+    "soft_label_assign": ("pred_boxes", "pred_logits", "gt_boxes", "gt_labels"),
     "fcos_assign": ("gt_boxes",),
 }
 REFERENCES = ("eager", "compiled")
@@ -64,7 +67,9 @@ def make_call(operator: str, by: str, inputs: Inputs, preset: str = "") -> Calla
     arguments = [have[name] for name in OPERATORS[operator]]
     assign = getattr(mgassign if by == "mgassign" else reference, operator)
     if preset:
-        assign = partial(assign, settings=getattr(mgassign.TaskAligned, preset))
+        assign = partial(assign, settings=attrgetter(preset)(mgassign))
+    if preset == "SimOTA.YOLOX_0_3":  # which takes objectness
+        assign = partial(assign, pred_objectness=torch.zeros(inputs.pred_logits.shape[:2]))
     if by == "mgassign":
         return lambda: assign(inputs.grid, *arguments)
     if by == "compiled":
@@ -81,7 +86,8 @@ def check(inputs: Inputs) -> dict[str, Any]:
     inputs = Inputs(inputs.grid, *(of_images[:images] for of_images in inputs[1:]))
 
     differing, positives = {}, {}
-    for operator, owner in (("mutual_guidance_assign", "loc"), ("task_aligned_assign", "owner")):
+    owners = dict.fromkeys(("task_aligned_assign", "sim_ota_assign", "soft_label_assign"), "owner")
+    for operator, owner in {"mutual_guidance_assign": "loc", **owners}.items():
         found = make_call(operator, "mgassign", inputs)()
         results = make_call(operator, "eager", inputs)()
         expected = {name: torch.cat(results[i :: len(found)]) for i, name in enumerate(found._fields)}
@@ -89,7 +95,7 @@ def check(inputs: Inputs) -> dict[str, Any]:
         positives[f"{operator}.{owner}"] = int((expected[owner] >= 0).sum())
         for name, value in found._asdict().items():
             different = value.flatten() != expected[name]
-            if operator == "task_aligned_assign" and value.is_floating_point():
+            if operator != "mutual_guidance_assign" and value.is_floating_point():
                 # The same but for the last digits, where the point's owner is the same.
                 different = same & ~torch.isclose(value.flatten(), expected[name], rtol=1e-4, atol=1e-6)
             differing[f"{operator}.{name}"] = int(different.sum())

@@ -202,6 +202,10 @@ class MmdetRTMDet(MmdetHead):
         import mmdet_rtmdet  # noqa: F401
 
 
+class MmdetRTMDetSoftLabel(MmdetRTMDet):
+    types = ("RTMDetHead", "SoftLabelRTMDetHead")
+
+
 class MmdetDDOD(MmdetHead):
     types = ("DDODHead", "DDODHead")
 
@@ -263,6 +267,18 @@ class YOLOX(Head):
         labels = pad_sequence(rows, batch_first=True)
         _, *terms, _ = self.module.get_losses(*grid, labels, outputs, origin_preds, dtype=dtype)
         return dict(zip(("iou", "obj", "cls", "l1"), map(torch.as_tensor, terms), strict=True))
+
+
+class YOLOXSimOTA(YOLOX):
+    def __init__(self, ours: bool, sets: tuple[str, str] | None = None) -> None:
+        super().__init__(False)
+        if ours:
+            from mgassign import SimOTA
+            from yolox_head import SimOTAYOLOXHead
+
+            self.module.__class__ = SimOTAYOLOXHead
+            if not hasattr(self.module, "get_geometry_constraint"):
+                self.module.settings = SimOTA.YOLOX_0_3
 
 
 class Detectron2FCOS(Head):

@@ -18,6 +18,8 @@
 
 #include "glibc.h"
 #include "math/grid.h"
+#include "math/rules/sim_ota.h"
+#include "math/rules/soft_label.h"
 #include "math/rules/task_aligned.h"
 
 namespace mgassign {
@@ -327,6 +329,45 @@ constexpr int64_t kMostChosen = 128;
 inline void check_chosen(int64_t max_points, int64_t keep) {
   check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
   check(0 <= keep && keep <= kMostChosen, "keep: expected 0 (all) to ", kMostChosen, ", got ", keep);
+}
+
+// sim_ota_assign, soft_label_assign
+inline DynamicK make_dynamic_k(int64_t best_overlaps, double overlap_weight, double epsilon) {
+  check(1 <= best_overlaps && best_overlaps <= kMostChosen, "best_overlaps: expected 1 to ", kMostChosen, ", got ",
+        best_overlaps);
+  check(static_cast<float>(overlap_weight) > 0 && is_finite(static_cast<float>(overlap_weight)) &&
+            static_cast<float>(epsilon) > 0 && is_finite(static_cast<float>(epsilon)),
+        "overlap_weight, epsilon: expected finite numbers above 0, got ", overlap_weight, " and ", epsilon);
+  return {static_cast<int32_t>(best_overlaps), static_cast<float>(overlap_weight), static_cast<float>(epsilon)};
+}
+
+inline SimOta make_sim_ota(int64_t best_overlaps, double center_radius, bool inside, double penalty,
+                           double overlap_weight, double class_weight, double epsilon, int64_t activation) {
+  check_center_radius(center_radius);
+  check(penalty >= 0 && is_finite(static_cast<float>(penalty)) && class_weight >= 0 &&
+            is_finite(static_cast<float>(class_weight)),
+        "penalty, class_weight: expected finite numbers of at least 0, got ", penalty, " and ", class_weight);
+  check_activation(activation);
+  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon),
+          center_radius,
+          inside,
+          static_cast<float>(penalty),
+          static_cast<float>(class_weight),
+          activation == 1};
+}
+
+inline SoftLabel make_soft_label(int64_t best_overlaps, double center_radius, double overlap_weight, double epsilon,
+                                 int64_t activation) {
+  check_center_radius(center_radius);
+  check_activation(activation);
+  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon), static_cast<float>(center_radius), activation == 1};
+}
+
+inline void check_objectness(const Tensor& objectness, const Tensor& scores) {
+  check(objectness.dim() == 2 && objectness.size(0) == scores.size(0) && objectness.size(1) == scores.size(1),
+        "pred_objectness: expected shape [", scores.size(0), ", ", scores.size(1), "], got ", shape_of(objectness));
+  check_floating(objectness, "pred_objectness");
+  check_same_device(objectness, scores, "pred_objectness");
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name, const char* shape) {

@@ -40,6 +40,18 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
         "int candidates, float margin, float raise_below, float least_side, int contest, float epsilon, int activation)"
         " -> (Tensor owner, Tensor target, Tensor iou)");
 
+  // An object chooses as many points as its best_overlaps best overlaps add up to, or as wanted, held to [min_points,
+  // max_points]. pred_objectness [B, P], any float dtype and strides.
+  m.def("sim_ota_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
+        MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
+        "Tensor? pred_objectness, Tensor? wanted, SymInt min_points, SymInt max_points, SymInt best_overlaps, "
+        "float center_radius, bool inside, float penalty, float overlap_weight, float class_weight, float epsilon, "
+        "int activation) -> (Tensor owner, Tensor iou)");
+  m.def("soft_label_assign(Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, Tensor gt_labels, "
+        MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
+        "Tensor? wanted, SymInt min_points, SymInt max_points, SymInt best_overlaps, float center_radius, "
+        "float overlap_weight, float epsilon, int activation) -> (Tensor owner, Tensor iou)");
+
   // anchors [A, 4], any float dtype and strides; low_quality: 0 none, 1 own, 2 object, 3 first
   m.def("max_iou_assign(Tensor anchors, Tensor gt_boxes, Tensor? gt_labels, " MGASSIGN_OBJECTS ", "
         "float high, float low, int low_quality, float min_iou, float ignore_share) -> (Tensor owner, Tensor iou)");

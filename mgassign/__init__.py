@@ -1,4 +1,4 @@
-"""Label assignment for dense object detectors: Mutual Guidance, FCOS's own strategy, task alignment, on CPU and CUDA."""
+"""Label assignment for dense object detectors: Mutual Guidance, FCOS's, task-aligned, SimOTA, on CPU and CUDA."""
 
 import torch.serialization
 
@@ -6,9 +6,10 @@ from ._objects import IGNORE
 from .anchors import AnchorAssignment, anchor_mutual_guidance_assign, max_iou_assign
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
 from .diagnose import Unassigned, unassigned
+from .dynamic_k import DynamicKAssignment, sim_ota_assign, soft_label_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
-from .settings import TaskAligned
+from .settings import SimOTA, SoftLabel, TaskAligned
 from .targets import centerness, take
 from .task_aligned import TaskAlignedAssignment, dense_scores, task_aligned_assign
 
@@ -19,8 +20,11 @@ __all__ = [
     "IGNORE",
     "AnchorAssignment",
     "Assignment",
+    "DynamicKAssignment",
     "OriginalAssignment",
     "PointGrid",
+    "SimOTA",
+    "SoftLabel",
     "TaskAligned",
     "TaskAlignedAssignment",
     "Unassigned",
@@ -32,6 +36,8 @@ __all__ = [
     "fcos_assign",
     "max_iou_assign",
     "mutual_guidance_assign",
+    "sim_ota_assign",
+    "soft_label_assign",
     "take",
     "task_aligned_assign",
     "topk_per_object",
@@ -40,5 +46,15 @@ __all__ = [
 
 # Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
 torch.serialization.add_safe_globals(
-    [AnchorAssignment, Assignment, OriginalAssignment, PointGrid, TaskAligned, TaskAlignedAssignment]
+    [
+        AnchorAssignment,
+        Assignment,
+        DynamicKAssignment,
+        OriginalAssignment,
+        PointGrid,
+        SimOTA,
+        SoftLabel,
+        TaskAligned,
+        TaskAlignedAssignment,
+    ]
 )

@@ -20,12 +20,18 @@ OPERATORS = (
     "fcos_assign",
     "mutual_guidance_assign",
     "task_aligned_assign",
+    "sim_ota_assign",
+    "soft_label_assign",
     "max_iou_assign",
     "anchor_mutual_guidance_assign",
     "box_iou",
     "amplified_centerness",
     "topk_per_object",
 )
+
+
+#: Those of them that have no CUDA kernels yet.
+CPU_ONLY = ("sim_ota_assign", "soft_label_assign")
 
 
 def _find(name: str) -> Path | None:
@@ -94,13 +100,14 @@ _library = torch.library.Library("mgassign", "IMPL")
 
 
 def _refuse_cuda(*args: Any, **kwargs: Any) -> NoReturn:
-    raise RuntimeError(f"mgassign: no CUDA kernels: {no_cuda_reason}")
+    reason = no_cuda_reason or f"{', '.join(CPU_ONLY)} are written for the CPU alone as yet"
+    raise RuntimeError(f"mgassign: no CUDA kernels: {reason}")
 
 
 for _name in OPERATORS:
     # Assignments carry no gradient: step over autograd, whatever the inputs require.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    if cuda_library is None:
+    if cuda_library is None or _name in CPU_ONLY:
         _library.impl(_name, _refuse_cuda, "CUDA")
 
 
@@ -176,6 +183,13 @@ def _(pred_boxes: Tensor, *scores_objects_grid_and_settings: Any) -> tuple[Tenso
     owner = pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64)
     target, iou = (pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32) for _ in range(2))
     return owner, target, iou
+
+
+@torch.library.register_fake("mgassign::sim_ota_assign")
+@torch.library.register_fake("mgassign::soft_label_assign")
+def _(pred_boxes: Tensor, *logits_objects_grid_and_settings: Any) -> tuple[Tensor, Tensor]:
+    owner = pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64)
+    return owner, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
 
 
 @torch.library.register_fake("mgassign::anchor_mutual_guidance_assign")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from . import _checks
 
-__all__ = ["TaskAligned"]
+__all__ = ["SimOTA", "SoftLabel", "TaskAligned"]
 
 #: The most points that an object may choose: the lists of choices are kept in fast memory.
 MOST_CHOSEN = 128
+
+
+def _check_chosen(name: str, value: object) -> None:
+    _checks.count(name, value)
+    if not 1 <= cast(int, value) <= MOST_CHOSEN:
+        raise ValueError(f"{name}: expected 1 to {MOST_CHOSEN}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,7 @@ class TaskAligned:
         for name in ("k", "keep"):
             value = getattr(self, name)
             if value is not None or name == "k":
-                _checks.count(name, value)
-                if not 1 <= value <= MOST_CHOSEN:
-                    raise ValueError(f"{name}: expected 1 to {MOST_CHOSEN}, got {value}")
+                _check_chosen(name, value)
         _checks.number("alpha", self.alpha, at_least=0)
         _checks.number("beta", self.beta, above=0)
         _checks.choice("overlap", self.overlap, ("ciou", "iou"))
@@ -86,3 +90,84 @@ TaskAligned.ULTRALYTICS_8_3 = TaskAligned()
 TaskAligned.TOOD = TaskAligned(
     k=13, alpha=1.0, overlap="iou", candidates="anywhere", margin=0.01, contest="chosen", epsilon=1e-7
 )
+
+
+@dataclass(frozen=True)
+class SimOTA:
+    """Settings of :func:`mgassign.sim_ota_assign`.
+
+    A point costs an object ``class_weight * c + overlap_weight * -log(u + epsilon)``, and ``penalty`` more where it is
+    not central: c the binary cross entropy of the point's probabilities, summed over classes, u the overlap of
+    predicted box and object.
+
+    Attributes:
+        best_overlaps: An object chooses as many points as so many of its highest overlaps add up to, at least 1.
+        center_radius: How far from an object's centre a point may lie and be central, along each axis, in strides.
+        inside: Whether a point has to lie inside the object's box, too, to be central. Then all points inside a box or
+            near a centre may be chosen, otherwise those near a centre alone.
+        penalty: What a point costs more that is not central.
+        overlap_weight, class_weight: How much overlap and class count.
+        epsilon: Added to the overlap before its logarithm is taken.
+
+    Presets, each compared with the package: ``YOLOX`` (its main branch), ``YOLOX_0_3`` (the release 0.3.0), ``MMDET``
+    (mmdet 3.3).
+    """
+
+    best_overlaps: int = 10
+    center_radius: float = 1.5
+    inside: bool = False
+    penalty: float = 1e6
+    overlap_weight: float = 3.0
+    class_weight: float = 1.0
+    epsilon: float = 1e-8
+
+    YOLOX: ClassVar[SimOTA]
+    YOLOX_0_3: ClassVar[SimOTA]
+    MMDET: ClassVar[SimOTA]
+
+    def __post_init__(self) -> None:
+        _check_chosen("best_overlaps", self.best_overlaps)
+        _checks.flag("inside", self.inside)
+        for name in ("center_radius", "overlap_weight", "epsilon"):
+            _checks.number(name, getattr(self, name), above=0)
+        for name in ("penalty", "class_weight"):
+            _checks.number(name, getattr(self, name), at_least=0)
+
+
+SimOTA.YOLOX = SimOTA()
+SimOTA.YOLOX_0_3 = SimOTA(center_radius=2.5, inside=True, penalty=1e5)
+SimOTA.MMDET = SimOTA(center_radius=2.5, inside=True, penalty=1e5, epsilon=1e-7)
+
+
+@dataclass(frozen=True)
+class SoftLabel:
+    """Settings of :func:`mgassign.soft_label_assign`.
+
+    A point costs an object ``c + overlap_weight * -log(u + epsilon) + 10 ** (d - center_radius)``: c the quality focal
+    loss of the point's scores, summed over classes, if the object's class is to learn u, the overlap of predicted box
+    and object; d the distance of the point from the object's centre, in strides.
+
+    Attributes:
+        best_overlaps: An object chooses as many points as so many of its highest overlaps add up to, at least 1.
+        center_radius: The distance from an object's centre at which a point costs 1 more, in strides.
+        overlap_weight: How much the overlap counts.
+        epsilon: Added to the overlap before its logarithm is taken.
+
+    Preset, compared with the package: ``MMDET`` (RTMDet of mmdet 3.3).
+    """
+
+    best_overlaps: int = 13
+    center_radius: float = 3.0
+    overlap_weight: float = 3.0
+    epsilon: float = 1e-7
+
+    MMDET: ClassVar[SoftLabel]
+
+    def __post_init__(self) -> None:
+        _check_chosen("best_overlaps", self.best_overlaps)
+        for name in ("overlap_weight", "epsilon"):
+            _checks.number(name, getattr(self, name), above=0)
+        _checks.number("center_radius", self.center_radius, at_least=0)
+
+
+SoftLabel.MMDET = SoftLabel()

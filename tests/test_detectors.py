@@ -25,11 +25,13 @@ from heads import (
     MmdetDDOD,
     MmdetFCOSPlain,
     MmdetRTMDet,
+    MmdetRTMDetSoftLabel,
     Objects,
     TorchvisionFCOS,
     TorchvisionRetinaNet,
     UltralyticsYOLO,
     UltralyticsYOLO26,
+    YOLOXSimOTA,
 )
 from mgassign import IGNORE, fcos_assign, mutual_guidance_assign
 from scenes import random_boxes, scene
@@ -104,6 +106,21 @@ def test_three_steps(head):
         optimizer.step()
     names = {name for name, x in of.module.named_parameters() if x.requires_grad}
     assert all(".scale" in name for name in names - learnt)  # of levels too coarse for these objects
+
+
+@pytest.mark.parametrize("head", [YOLOXSimOTA, MmdetRTMDetSoftLabel])
+def test_the_heads_own_assigner_is_replaced_without_a_change_of_losses(head):
+    sides = [made(head, ours) for ours in (False, True)]
+    optimizers = [torch.optim.SGD(of.module.parameters(), 1e-4) for of in sides]
+    for step in range(20):
+        objects = drawn(SIZES[0], (7, 1 + step % 3, 20), step)
+        expected, found = (losses(of, SIZES[0], objects, seed=step) for of in sides)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+        for terms, optimizer in zip((expected, found), optimizers, strict=True):
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            optimizer.step()
 
 
 def test_retinanet_with_the_original_sets_has_the_stock_losses_where_no_match_is_forced():

@@ -57,6 +57,13 @@ def calls(requires_grad: bool):
         (None, 0, 10, 0, 0.5, 6.0, 1, 0, 1e-9, 16.0, 16.0, 0, 1e-9, 1), strict=True))  # fmt: skip
     yield "task_aligned_assign", (pred_boxes, pred_logits, boxes, labels, None, [3, 2]), {**grid, **alignment}
     yield "task_aligned_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **alignment}
+    dynamic = {"wanted": None, "min_points": 1, "max_points": 10, "best_overlaps": 10, "center_radius": 2.5,
+               "overlap_weight": 3.0, "epsilon": 1e-7, "activation": 1}  # fmt: skip
+    sim_ota = {"pred_objectness": scores[None, :, 0].expand(2, -1), "inside": True, "penalty": 1e5, "class_weight": 1.0}
+    yield "sim_ota_assign", (pred_boxes, pred_logits, boxes, labels, None, [3, 2]), {**grid, **dynamic, **sim_ota}
+    yield "sim_ota_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **dynamic, **sim_ota}
+    yield "soft_label_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **dynamic}
+    yield "soft_label_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **dynamic}
     anchors = pred_boxes[0].detach().requires_grad_(requires_grad)
     matching = {"high": 0.5, "low": 0.4, "low_quality": 1, "min_iou": 0.0, "ignore_share": 0.5}
     guidance = {"wanted": None, "sigma": 2.0, "positive": 0.5, "ignore": 0.4, "min_points": 1, "max_points": 2**31 - 1,
@@ -90,7 +97,7 @@ def test_every_operator_has_its_kernels(name):
 def test_cuda_kernels_are_there_when_asked_for():
     assert _library.cuda_library is not None, _library.no_cuda_reason
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
-    assert {f"mgassign::{name}" for name in _library.OPERATORS} <= set(registered)
+    assert {f"mgassign::{name}" for name in _library.OPERATORS if name not in _library.CPU_ONLY} <= set(registered)
 
 
 def test_nothing_requires_grad():

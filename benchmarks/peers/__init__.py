@@ -57,7 +57,7 @@ class Peer:
     @property
     def compared(self) -> str:
         """Which of the operator's results is the peer's."""
-        return {_DYNAMIC: "cls", _STATIC: "original", _ALIGNED: "owner"}[self.operator]
+        return {_DYNAMIC: "cls", _STATIC: "original"}.get(self.operator, "owner")
 
     @property
     def versions(self) -> dict[str, str] | None:
@@ -78,6 +78,7 @@ class Peer:
 
 
 _DYNAMIC, _STATIC, _ALIGNED = "mutual_guidance_assign", "fcos_assign", "task_aligned_assign"
+_SIM_OTA, _SOFT_LABEL = "sim_ota_assign", "soft_label_assign"
 _MMDET = ("mmdet", "mmengine", "mmcv-lite")
 
 PEERS = {
@@ -88,10 +89,20 @@ PEERS = {
     "mmdet-dsl": Peer("mmdet DynamicSoftLabelAssigner", "mmdet_dsl", _DYNAMIC, _MMDET),
     "ultralytics-tal-same": Peer(
         "ultralytics TaskAlignedAssigner, by task_aligned_assign", "ultralytics_tal", _ALIGNED, ("ultralytics",),
-        same_job=True, preset="ULTRALYTICS",
+        same_job=True, preset="TaskAligned.ULTRALYTICS",
     ),
     "mmdet-tal-same": Peer(
-        "mmdet TaskAlignedAssigner, by task_aligned_assign", "mmdet_tal", _ALIGNED, _MMDET, same_job=True, preset="TOOD"
+        "mmdet TaskAlignedAssigner, by task_aligned_assign", "mmdet_tal", _ALIGNED, _MMDET, same_job=True, preset="TaskAligned.TOOD"
+    ),
+    "yolox-simota-same": Peer(
+        "YOLOX SimOTA, by sim_ota_assign", "yolox_simota", _SIM_OTA, ("yolox",), same_job=True, preset="SimOTA.YOLOX_0_3"
+    ),
+    "mmdet-simota-same": Peer(
+        "mmdet SimOTAAssigner, by sim_ota_assign", "mmdet_simota", _SIM_OTA, _MMDET, same_job=True, preset="SimOTA.MMDET"
+    ),
+    "mmdet-dsl-same": Peer(
+        "mmdet DynamicSoftLabelAssigner, by soft_label_assign", "mmdet_dsl", _SOFT_LABEL, _MMDET,
+        same_job=True, preset="SoftLabel.MMDET",
     ),
     "reference": Peer("mgassign.reference, eager", "reference", _DYNAMIC, (), same_job=True),
     "reference-compiled": Peer("mgassign.reference, compiled", "reference_compiled", _DYNAMIC, (), same_job=True),

@@ -16,7 +16,7 @@ def centre_and_size(boxes: Tensor) -> Tensor:
 
 
 class Assigner(Adapter):
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, objectness: Tensor | None = None) -> None:
         levels = len(inputs.grid.strides)
         # One channel wide: the assignment uses none of the head's weights.
         self.head = YOLOXHead(
@@ -27,7 +27,8 @@ class Assigner(Adapter):
         ]
         self.boxes = centre_and_size(inputs.pred_boxes)
         self.logits = inputs.pred_logits
-        self.objectness = torch.zeros(*inputs.pred_logits.shape[:2], 1)  # the inputs have none: one for all
+        # The inputs have none: one for all.
+        self.objectness = torch.zeros(*inputs.pred_logits.shape[:2], 1) if objectness is None else objectness[..., None]
         self.strides = inputs.grid.point_strides()[None]
         # Rows and columns, from which the head makes points in the middle of their cells, as the grid's are.
         self.columns, self.rows = ((inputs.grid.points() - self.strides.T / 2) / self.strides.T).T[:, None]
@@ -39,10 +40,12 @@ class Assigner(Adapter):
                 none = boxes.new_empty(0)
                 results += [labels, boxes.new_zeros(self.boxes.shape[1], dtype=torch.bool), none, labels]
                 continue
+            # 0.3.0 takes more: how many points there are, all boxes, and labels and images, which it does not look at.
+            main = hasattr(self.head, "get_geometry_constraint")
+            count, all_boxes, unused = ((), (), ()) if main else ((self.boxes.shape[1],), (self.boxes,), (None, None))
             matched_classes, positive, ious, matched, _ = self.head.get_assignments(
-                image, len(boxes), self.boxes.shape[1], boxes, labels, self.boxes[image],
-                self.strides, self.columns, self.rows, self.logits, self.boxes, self.objectness,
-                None, None,  # labels and images of the batch, which it does not look at
+                image, len(boxes), *count, boxes, labels, self.boxes[image],
+                self.strides, self.columns, self.rows, self.logits, *all_boxes, self.objectness, *unused,
             )  # fmt: skip
             results += [matched_classes, positive, ious, matched]
         return results

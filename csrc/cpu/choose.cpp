@@ -43,7 +43,7 @@ MGASSIGN_VECTOR Box clean(const Sides& sides) {
 
 }  // namespace
 
-Predictions::Predictions(const Tensor& boxes, int64_t threads)
+Predictions::Predictions(const Tensor& boxes, int64_t threads, const uint8_t* pool)
     : num_points_(boxes.size(1)),
       runs_((num_points_ + kRun - 1) / kRun),
       x1_(new_values<float>(boxes.size(0) * num_points_ + kLanes)),
@@ -70,6 +70,8 @@ Predictions::Predictions(const Tensor& boxes, int64_t threads)
         load(box, 4, 1, at);
       else
         load(box, view.stride[1], view.stride[2], at);
+      for (int64_t i = at.first; pool && i < at.first + at.count; ++i)
+        if (!pool[i]) at.x2[i] = at.x1[i];
       around_.set(unit, {clean(at), 0.0f, 0});
     });
   });
@@ -94,7 +96,7 @@ MGASSIGN_VECTOR int64_t overlapping(const Predictions::OfImage& predictions, con
         const Box predicted{predictions.x1[j + i], predictions.y1[j + i], predictions.x2[j + i], predictions.y2[j + i]};
         // Told by a product: it is to be asked often, and `least` has room for roundings.
         const Overlap overlap = overlap_of(predicted, predictions.area[j + i], box, area);
-        hit[i] = (overlap.intersection > least * overlap.total) & (i < left);
+        hit[i] = !(overlap.intersection <= least * overlap.total) & (i < left);
       }
       uint64_t hits[2];
       std::memcpy(hits, hit, sizeof(hits));

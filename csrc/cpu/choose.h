@@ -16,7 +16,8 @@ namespace mgassign::cpu {
 // The predicted boxes of a batch, an array for each side. Those that are no boxes are empty: they overlap nothing.
 class Predictions {
  public:
-  Predictions(const Tensor& boxes, int64_t threads);
+  // Where `pool` [B, P] is given, only those of its points count as boxes.
+  Predictions(const Tensor& boxes, int64_t threads, const uint8_t* pool = nullptr);
 
   // Those of one image. `around` are the boxes around each run of kRun points.
   static constexpr int64_t kRun = 64;
@@ -121,10 +122,11 @@ class Chooser {
         claims_(most_),
         runs_(grid.num_points / Predictions::kRun + 2) {}
 
-  // The points inside a window, by a margin.
-  template <typename Scorer>
-  void show_inside(const Box& window, float margin, Scorer& scorer, BestPoints& best) {
+  // The points inside a window, by a margin; window_of(level) tells it.
+  template <typename WindowOf, typename Scorer>
+  void show_inside(const WindowOf& window_of, float margin, Scorer& scorer, BestPoints& best) {
     for (const Level& level : grid_.levels) {
+      const Box window = window_of(level);
       const Span columns = strictly_between(level.x, level.width, window.x1, window.x2, margin);
       const Span rows = strictly_between(level.y, level.height, window.y1, window.y2, margin);
       const int64_t across = columns.end - columns.begin;
@@ -137,12 +139,9 @@ class Chooser {
     }
   }
 
-  // All points whose predictions overlap the object. Those inside its window are the likeliest: first they alone show
-  // how high the bar is.
+  // All points whose predictions overlap the object.
   template <typename Scorer>
-  void show_overlapping(const Box& window, float margin, Scorer& scorer, BestPoints& best) {
-    show_inside(window, margin, scorer, best);
-    best.clear();
+  void show_overlapping(Scorer& scorer, BestPoints& best) {
     const int64_t count = touching(scorer.box, scorer.predictions.around, runs_.data());
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = runs_[i] * Predictions::kRun;

@@ -105,8 +105,11 @@ class Assigner {
     BestPoints best = choices_.of(n, count, 0.0f);
     objects_[n] = rule_.object(batch_.box(n));
     Scorer scorer = scorer_of(image, n);
-    if (!rule_.anywhere) return chooser.show_inside(window, rule_.margin, scorer, best);
-    chooser.show_overlapping(window, rule_.margin, scorer, best);
+    // Of all points, those inside the window are the likeliest: first they alone show how high the bar is.
+    chooser.show_inside([&](const Level&) { return window; }, rule_.margin, scorer, best);
+    if (!rule_.anywhere) return;
+    best.clear();
+    chooser.show_overlapping(scorer, best);
     choices_.keep_if(n, [&](const Choice& choice) { return rule_.holds(window, grid_.location_of(choice.point)); });
   }
 

@@ -1,4 +1,4 @@
-"""Mutual Guidance in mmdet 3.3's RTMDet.
+"""Mutual Guidance in mmdet 3.3's RTMDet, and RTMDet's own dynamic soft labels without their waits.
 
 In the configuration, after ``custom_imports = dict(imports=["mmdet_rtmdet"])``:
 
@@ -7,6 +7,9 @@ In the configuration, after ``custom_imports = dict(imports=["mmdet_rtmdet"])``:
 The head has one set of positives: its loss runs once with each of ``sets`` and every term is taken from its own. Class
 and box are weighed by the overlap of predicted box and object, as by RTMDet's own assigner. Boxes that the data
 set says to ignore are regions: class learns nothing there.
+
+``SoftLabelRTMDetHead`` and ``SoftLabelRTMDetSepBNHead`` have the labels and losses of the heads they are named after, for a
+batch in one call; the ``assigner`` of their configuration is not asked.
 """
 
 import torch
@@ -15,11 +18,12 @@ from mmdet.models.utils import images_to_levels
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 
-from mgassign import IGNORE, PointGrid, mutual_guidance_assign, take
+from mgassign import IGNORE, PointGrid, mutual_guidance_assign, soft_label_assign, take
 
 
-class MutualGuidance:
+class Assigned:
     sets = ("cls", "loc")
+    assign = staticmethod(mutual_guidance_assign)
 
     def loss_by_feat(self, cls_scores, *rest, **kwargs):
         generator, sizes = self.prior_generator, [x.shape[-2:] for x in cls_scores]
@@ -40,7 +44,7 @@ class MutualGuidance:
         boxes = [torch.cat([x.bboxes, ignored]) for x, ignored in pairs]
         labels = [torch.cat([x.labels, x.labels.new_full((len(ignored),), IGNORE)]) for x, ignored in pairs]
         if self.found is None:  # in the first of the two runs
-            self.found = mutual_guidance_assign(self.grid, decoded, logits, boxes, labels)
+            self.found = self.assign(self.grid, decoded, logits, boxes, labels)
         owner = torch.where(valid, getattr(self.found, self.set), IGNORE)
         targets = take(owner, boxes)
         quality = torch.where(owner >= 0, bbox_overlaps(decoded, targets, is_aligned=True), 0)
@@ -50,10 +54,25 @@ class MutualGuidance:
 
 
 @MODELS.register_module()
-class MutualRTMDetHead(MutualGuidance, RTMDetHead):
+class MutualRTMDetHead(Assigned, RTMDetHead):
     pass
 
 
 @MODELS.register_module()
-class MutualRTMDetSepBNHead(MutualGuidance, RTMDetSepBNHead):
+class MutualRTMDetSepBNHead(Assigned, RTMDetSepBNHead):
+    pass
+
+
+class SoftLabels(Assigned):
+    sets = ("owner", "owner")
+    assign = staticmethod(soft_label_assign)
+
+
+@MODELS.register_module()
+class SoftLabelRTMDetHead(SoftLabels, RTMDetHead):
+    pass
+
+
+@MODELS.register_module()
+class SoftLabelRTMDetSepBNHead(SoftLabels, RTMDetSepBNHead):
     pass

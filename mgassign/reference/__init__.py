@@ -5,6 +5,7 @@ The compiled operators give the same assignments without ever holding such a mat
 """
 
 from .anchors import amplified_iou, anchor_mutual_guidance_assign, force_best, max_iou_assign
+from .dynamic_k import sim_ota_assign, soft_label_assign
 from .mutual_guidance import (
     amplified_centerness,
     box_areas,
@@ -33,6 +34,8 @@ __all__ = [
     "mutual_guidance_assign",
     "on_own_level",
     "shares_inside",
+    "sim_ota_assign",
+    "soft_label_assign",
     "strictly_inside",
     "task_aligned_assign",
     "task_aligned_overlap",

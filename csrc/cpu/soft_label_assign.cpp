@@ -1,0 +1,33 @@
+// Dynamic soft labels: dynamic_k.h has the passes.
+#include <torch/csrc/stable/library.h>
+
+#include "../math/rules/soft_label.h"
+#include "dynamic_k.h"
+
+namespace mgassign::cpu {
+
+MGASSIGN_VECTOR void price(const SoftLabel& rule, const Bidder& object, const Offers& offers, bool has_objectness,
+                           float* costs, float* overlaps) {
+  price_lanes(rule, object, offers, has_objectness, costs, overlaps);
+}
+
+MGASSIGN_VECTOR float sum_over_classes(const SoftLabel& rule, const float* raw, int64_t num_classes, float objectness,
+                                       bool has_objectness) {
+  return sum_lanes(rule, raw, num_classes, objectness, has_objectness);
+}
+
+std::tuple<Tensor, Tensor> soft_label_assign_cpu(const Tensor& pred_boxes, const Tensor& pred_logits,
+                                                 const Tensor& gt_boxes, const Tensor& gt_labels,
+                                                 MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS,
+                                                 std::optional<Tensor> wanted, int64_t min_points, int64_t max_points,
+                                                 int64_t best_overlaps, double center_radius, double overlap_weight,
+                                                 double epsilon, int64_t activation) {
+  const SoftLabel rule = make_soft_label(best_overlaps, center_radius, overlap_weight, epsilon, activation);
+  check_chosen(max_points, 0);
+  return dynamic_k_assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS), pred_boxes, pred_logits, std::nullopt, gt_boxes,
+                          gt_labels, gt_offsets, gt_counts, wanted, Quota(min_points, max_points, max_points));
+}
+
+}  // namespace mgassign::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mgassign, CPU, m) { m.impl("soft_label_assign", MGASSIGN_OPERATOR(soft_label_assign_cpu)); }

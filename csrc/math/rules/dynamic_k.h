@@ -1,0 +1,46 @@
+// What SimOTA and dynamic soft labels have in common: an object chooses the points that cost it least, as many as its
+// best overlaps add up to. A point costs what its classes cost, what its overlap costs, and what its place costs.
+#pragma once
+
+#include "../boxes.h"
+#include "../grid.h"
+
+namespace mgassign {
+
+struct DynamicK {
+  int32_t best_overlaps;
+  float overlap_weight, epsilon;
+
+  // Classes are dealt to so many sums, which are added in pairs: the same on every device.
+  static constexpr int kSums = 16;
+
+  MGASSIGN_HD static Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
+  MGASSIGN_HD static bool contains(const Box& window, const Location& at) {
+    return is_between(at.x, window.x1, window.x2, 0.0f) && is_between(at.y, window.y1, window.y2, 0.0f);
+  }
+  MGASSIGN_HD static Box around_center(const Box& box, float stride, double radius) {
+    const float x = (box.x1 + box.x2) * 0.5f, y = (box.y1 + box.y2) * 0.5f;
+    const float reach = static_cast<float>(radius * stride);
+    return {x - reach, y - reach, x + reach, y + reach};
+  }
+
+  // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).
+  MGASSIGN_HD float cost_of_overlap(float overlap) const { return overlap_weight * -log_f32(overlap + epsilon); }
+
+  // An overlap so small that nothing beneath it costs `limit` or less; -1 where none is. The cost itself is asked
+  // whether the estimate is right; the factor is room for roundings.
+  MGASSIGN_HD float least_overlap(float limit) const {
+    if (!(cost_of_overlap(0.0f) > limit)) return -1.0f;
+    float least = (exp_f32(-limit / overlap_weight) - epsilon) * 0.999f;
+    while (least > 0.0f && !(cost_of_overlap(least) > limit)) least *= 0.5f;
+    return larger(least, 0.0f) * 0.9999f;
+  }
+
+  // How many points an object chooses, of the sum of its best overlaps.
+  MGASSIGN_HD static int64_t number_of_points(double sum) {
+    const int64_t number = static_cast<int64_t>(static_cast<float>(sum));
+    return number < 1 ? 1 : number;
+  }
+};
+
+}  // namespace mgassign

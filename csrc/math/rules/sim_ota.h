@@ -1,0 +1,61 @@
+// SimOTA: a point costs an object the cross entropy of its class scores, less the logarithm of its overlap, and a
+// penalty where it is not central.
+#pragma once
+
+#include "dynamic_k.h"
+
+namespace mgassign {
+
+struct SimOta : DynamicK {
+  double center_radius;  // in strides
+  bool inside;           // central points have to lie inside the object, too
+  float penalty, class_weight;
+  bool sigmoid;
+
+  // Points that may be chosen lie in one of the windows of an object.
+  MGASSIGN_HD int num_windows() const { return inside ? 2 : 1; }
+  MGASSIGN_HD Box window(const Box& box, float stride, int i) const {
+    return i == 1 ? box : around_center(box, stride, center_radius);
+  }
+
+  // Where points may cost no more than `limit` for the place's sake.
+  MGASSIGN_HD Box window_within(const Box& box, float stride, float limit) const {
+    if (limit >= penalty) return everywhere();
+    const Box near = around_center(box, stride, center_radius);
+    return inside ? Box{larger(near.x1, box.x1), larger(near.y1, box.y1), smaller(near.x2, box.x2),
+                        smaller(near.y2, box.y2)}
+                  : near;
+  }
+  MGASSIGN_HD float cost_of_place(const Box& box, float stride, const Location& at) const {
+    return contains(window_within(box, stride, -1.0f), at) ? 0.0f : penalty;
+  }
+  // A limit below `limit` that may be enough: few points are looked at then.
+  MGASSIGN_HD float first_limit(float limit) const { return smaller(limit, penalty * 0.5f); }
+
+  MGASSIGN_HD float score(float raw) const { return sigmoid ? sigmoid_f32(raw) : probability_f32(raw); }
+  MGASSIGN_HD float with_objectness(float score, float objectness) const { return square_root(score * objectness); }
+
+  // The sum over classes of what each costs as background is taken some classes at a time: of 1 - p only the product
+  // needs a logarithm. One that is 0 counts as e^-100.
+  struct Sum {
+    float product = 1.0f, sum = 0.0f;
+  };
+  static constexpr int kFactors = 4;  // no product of so many underflows
+  MGASSIGN_HD void add(Sum& to, float score) const {
+    const float factor = 1.0f - score;
+    to.product *= factor > 0.0f ? factor : 1.0f;
+    to.sum += factor > 0.0f ? 0.0f : 100.0f;
+  }
+  MGASSIGN_HD void close(Sum& to) const {
+    to.sum -= log_f32(to.product);
+    to.product = 1.0f;
+  }
+
+  // What the classes cost, of which `score` is the object's.
+  MGASSIGN_HD float cost_of_class(float sum, float score, float /*overlap*/) const {
+    const float others = sum - smaller(-log_f32(1.0f - score), 100.0f);
+    return class_weight * (larger(others, 0.0f) + smaller(-log_f32(score), 100.0f));
+  }
+};
+
+}  // namespace mgassign

@@ -1,0 +1,70 @@
+// Dynamic soft labels: a point costs an object the quality focal loss of its class scores, less the logarithm of its
+// overlap, and ten times as much for each stride that it lies farther from the object's centre.
+#pragma once
+
+#include "dynamic_k.h"
+
+namespace mgassign {
+
+struct SoftLabel : DynamicK {
+  float center_radius;  // in strides: there the place costs 1
+  bool sigmoid;         // logits are given
+
+  MGASSIGN_HD int num_windows() const { return 1; }
+  MGASSIGN_HD Box window(const Box& box, float, int) const { return box; }
+
+  MGASSIGN_HD Box window_within(const Box& box, float stride, float limit) const {
+    if (!(limit < 1e30f)) return everywhere();
+    // Farther away by more than roundings than where the power reaches the limit.
+    const float strides = center_radius + log_f32(larger(limit, 1e-3f)) * kLog10E + 0.01f;
+    return around_center(box, stride, larger(strides, 0.01f));
+  }
+  MGASSIGN_HD float cost_of_place(const Box& box, float stride, const Location& at) const {
+    const float dx = at.x - (box.x1 + box.x2) * 0.5f, dy = at.y - (box.y1 + box.y2) * 0.5f;
+    return exp_f32((square_root(dx * dx + dy * dy) / stride - center_radius) * kLn10);
+  }
+  MGASSIGN_HD float first_limit(float limit) const { return limit; }
+
+  // Scores are logits here, held so that no cost is infinite for their sake.
+  MGASSIGN_HD float score(float raw) const {
+    constexpr float kLargest = 10000.0f;
+    if (!sigmoid) {
+      const float p = probability_f32(raw);
+      raw = larger(log_f32(p), -100.0f) - larger(log_f32(1.0f - p), -100.0f);
+    }
+    return raw > -kLargest ? smaller(raw, kLargest) : -kLargest;
+  }
+  MGASSIGN_HD float with_objectness(float score, float) const { return score; }
+
+  struct Sum {
+    float sum = 0.0f;
+  };
+  static constexpr int kFactors = 4;
+  MGASSIGN_HD void add(Sum& to, float score) const { to.sum += as_background(score); }
+  MGASSIGN_HD void close(Sum&) const {}
+
+  MGASSIGN_HD float cost_of_class(float sum, float score, float overlap) const {
+    const Logit x(score);
+    const float off = overlap - x.probability;
+    return larger(sum - as_background(score), 0.0f) + larger(x.softplus - score * overlap, 0.0f) * (off * off);
+  }
+
+ private:
+  static constexpr float kLn10 = 0x1.26bb1cp+1f, kLog10E = 0x1.bcb7b2p-2f;
+
+  struct Logit {
+    float probability, softplus;
+
+    MGASSIGN_HD explicit Logit(float x) {
+      const float e = exp_f32(x > 0.0f ? -x : x), share = 1.0f / (1.0f + e);
+      probability = x > 0.0f ? share : e * share;
+      softplus = larger(x, 0.0f) + log_f32(1.0f + e);
+    }
+  };
+  MGASSIGN_HD static float as_background(float score) {
+    const Logit x(score);
+    return x.softplus * (x.probability * x.probability);
+  }
+};
+
+}  // namespace mgassign
