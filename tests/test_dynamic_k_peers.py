@@ -19,7 +19,7 @@ from mgassign import SimOTA, SoftLabel, sim_ota_assign, soft_label_assign
 from peers import PEERS
 from scenarios import Inputs
 from test_dynamic_k import costs_of
-from test_task_aligned_peers import DTYPES, adapter_of, coco_inputs, random_inputs
+from test_task_aligned_peers import DTYPES, coco_inputs, need, random_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -63,7 +63,7 @@ def verdict(count: Counter) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", PEER_OF)
 def test_random_scenes(name, dtype, deep):
-    adapter_of(name)
+    need(name)
     count: Counter = Counter()
     for seed in range(200 if deep else 12):
         compare(name, random_inputs(seed, dtype), count, seed)
@@ -72,7 +72,7 @@ def test_random_scenes(name, dtype, deep):
 
 @pytest.mark.parametrize("name", PEER_OF)
 def test_real_boxes(name, coco_boxes_file, deep):
-    adapter_of(name)
+    need(name)
     count: Counter = Counter()
     for first in range(0, 5000, 16 if deep else 1000):
         inputs = coco_inputs(coco_boxes_file, first, min(16 if deep else 4, 5000 - first), (320, 320))
@@ -87,7 +87,7 @@ def off_the_grid() -> Inputs:
 
 
 def test_an_object_off_the_grid_ends_yolox():
-    adapter_of("yolox-simota")
+    need("yolox-simota")
     adapter = PEERS["yolox-simota"].load()(off_the_grid())
     with pytest.raises((RuntimeError, IndexError)):
         adapter()
@@ -97,7 +97,7 @@ def test_an_object_off_the_grid_ends_yolox():
 
 @pytest.mark.parametrize("name", ["mmdet-simota", "mmdet-dsl"])
 def test_an_object_off_the_grid_gets_nothing_from_mmdet(name):
-    adapter_of(name)
+    need(name)
     count: Counter = Counter()
     compare(name, off_the_grid(), count)
     assert not count["positives"]
