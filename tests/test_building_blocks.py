@@ -36,6 +36,7 @@ NO_BOXES = [[value if i == side else corner for i, corner in enumerate((0.0, 0.0
 NO_BOXES += [
     [9.0, 0, 0, 9],
     [0.0, 0, 0, 9],
+    [0.0, 0, 9, 0],
     [0.0, 9, 9, 0],
     [-inf, -inf, inf, inf],
     [-inf, 0, inf, 9],
