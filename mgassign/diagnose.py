@@ -12,7 +12,6 @@ from torch import Tensor
 from . import _checks
 from ._objects import Objects, Packed, pack_boxes, pack_objects
 from .points import PointGrid
-from .reference.mutual_guidance import in_center, on_own_level, strictly_inside, valid_boxes
 
 __all__ = ["Unassigned", "unassigned"]
 
@@ -145,6 +144,9 @@ def _reasons(
     grid: PointGrid, owner: Tensor, boxes: Tensor, normalised: bool, center_radius: float, level_gate: bool
 ) -> list[Reason]:
     """The first reason that holds for each of some boxes [G, 4] of an image whose points have these owners [P]."""
+    # Here, so that importing mgassign does not import the reference.
+    from .reference.mutual_guidance import in_center, on_own_level, strictly_inside, valid_boxes
+
     # Each point's cell is its own: those of all levels cover the image.
     levels = list(zip(grid.spacings, grid.offsets, zip(grid.heights, grid.widths, strict=True), strict=True))
     low = [min(offset[axis] - spacing[axis] / 2 for spacing, offset, _ in levels) for axis in (1, 0)]
