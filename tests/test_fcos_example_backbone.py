@@ -127,7 +127,7 @@ def test_weights_of_another_network_are_told(tmp_path, monkeypatch):
         efficientnet.load_weights(network)
     state = {f"_{name}": value for name, value in network.state_dict().items()} | {"_extra": torch.zeros(1)}
     torch.save(state, tmp_path / "models" / "weights.pth")
-    with pytest.raises(UserError, match=r"weights\.pth is not EfficientNet-Lite0's: Error\(s\) in loading"):
+    with pytest.raises(UserError, match=r"weights\.pth: not EfficientNet-Lite0's weights: Error\(s\) in loading"):
         efficientnet.load_weights(network)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -33,11 +36,12 @@ from drawn import draw_set
 from losses import LOSSES, Criterion
 from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign
 from model import FCOS, Predictions
-from runs import RunFolder, UserError, command, hold, write_json, write_text
+from runs import SETTINGS, RunFolder, UserError, command, hold, one_at_a_time, write_json, write_tensors, write_text
 from trainer import Trainer
 
 TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
 EXAMPLE = Path(train.__file__).parent
+CHECKPOINT = {"model": {}, "model_settings": {}, "classes": ["a"], "config": dict.fromkeys(SETTINGS)}
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +371,7 @@ def test_a_run_is_not_overwritten_nor_changed(data, tmp_path, capsys):
     assert command(train.main, [run, *options(data, "--epochs", "1"), "--resume"]) == 2
     assert "last.pt: not a checkpoint of train.py" in capsys.readouterr().err
     assert command(evaluate.main, [str(tmp_path / "no.pt"), "--data", f"{data}:test", "--device", "cpu"]) == 2
-    assert "no.pt: no such checkpoint" in capsys.readouterr().err
+    assert "no.pt: not a checkpoint of train.py: No such file" in capsys.readouterr().err
 
 
 def test_weights_that_cannot_be_downloaded_are_told(data, tmp_path, monkeypatch, capsys):
@@ -410,29 +414,103 @@ def test_half_a_line_of_metrics_is_forgotten_and_a_broken_one_told(data, tmp_pat
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, capsys):
     run = tmp_path / "new"
-    with hold(run):
+    # Its child, as one that prepares batches, lives on for a while when it is killed.
+    holder = """if True:
+        import os, sys, time
+        from pathlib import Path
+        from runs import hold
+        with hold(Path(sys.argv[1])):
+            child = os.fork()
+            if child:
+                print(child, flush=True)
+            time.sleep(60)"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run)], cwd=EXAMPLE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        child = int(process.stdout.readline())
         assert command(train.main, [str(run), *options(data)]) == 2
-        assert f"{run}: process {os.getpid()} is training in it" in capsys.readouterr().err
-    # A process that was killed holds nothing any more.
-    holder = "import os, sys; from pathlib import Path; from runs import hold; a = hold(Path(sys.argv[1])); a.__enter__(); os._exit(9)"
-    subprocess.run([sys.executable, "-c", holder, str(run)], cwd=EXAMPLE, check=False)
-    with hold(run):
-        pass
+        assert f"{run}: process {process.pid} of {platform.node()} is training in it" in capsys.readouterr().err
+        assert not (run / "config.json").exists()
+        process.kill()
+        process.wait()
+        try:
+            with hold(run):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, monkeypatch):
+def test_where_a_file_system_has_no_locks_training_goes_on(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "flock", none)
+    with hold(tmp_path), one_at_a_time(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(str(os.getpid()))
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "last.pt"
     write_text(path, "before")
-
-    def full(state, file):
-        file.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"cannot write .*last\.pt: PytorchStreamWriter failed .* write failed$"):
-        RunFolder(tmp_path).save(path, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as good as a full disk: torch.save meets it alike
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.pt: File too large$"):
+            write_tensors(path, torch.zeros(100_000))
+        with pytest.raises(UserError, match=r"cannot write .*last\.pt: File too large$"):
+            write_text(path, "x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_is_full_for_tensorboard_or_metrics_is_told(data, tmp_path, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # TensorBoard's, without the file's name
+
+    monkeypatch.setattr(train.SummaryWriter, "add_scalar", full)
+    assert command(train.main, [str(tmp_path / "run"), *options(data)]) == 2
+    assert f"{tmp_path}/run: cannot write TensorBoard's events: No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    (tmp_path / "one" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
+        RunFolder(tmp_path / "one").add_metrics(step=1)
+
+
+def test_resuming_removes_what_was_left_half_written_on_any_machine(data, tmp_path):
+    run = tmp_path / "run"
+    assert train.main([str(run), *options(data, "--epochs", "1")]) == 0
+    before = sorted(path.name for path in run.iterdir())
+    for name in (".last.pt.gone.123", f".best.pt.{platform.node()}.{os.getpid()}", ".last.pt.77"):
+        (run / name).touch()
+    assert train.main([str(run), *options(data, "--epochs", "1"), "--resume"]) == 0
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_runs_from_before_an_option_existed_go_on(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    more = [str(run), *options(data, "--epochs", "1", "--resume")]
+    assert train.main(more) == 0
+    state = torch.load(run / "last.pt")
+    for name in ("difficult", "images", "images_seed"):
+        del state["config"][name]
+    torch.save(state, run / "last.pt")
+    assert train.main(more) == 0
+    assert command(train.main, [*more, "--difficult", "ignore"]) == 2
+    assert "was begun with --difficult learn, not ignore" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "step", "config"])
+def test_a_checkpoint_that_does_not_fit_is_not_gone_on_from(data, tmp_path, capsys, part):
+    run = tmp_path / "run"
+    more = [str(run), *options(data, "--epochs", "1", "--resume")]
+    assert train.main(more) == 0
+    state = torch.load(run / "last.pt")
+    torch.save(state | {part: ["none"]}, run / "last.pt")
+    assert command(train.main, more) == 2
+    assert f"{run}/last.pt: not a checkpoint of t" in capsys.readouterr().err
 
 
 def test_files_of_processes_that_were_killed_are_removed(tmp_path):
@@ -459,12 +537,11 @@ def test_json_has_no_nan(tmp_path):
     ("state", "message"),
     [
         ([1], "it has no model, model_settings"),
-        ({"model": {}, "classes": ["a"], "config": {}}, "it has no model_settings"),
-        (
-            {"model": {}, "model_settings": {}, "classes": ["a"], "config": {}},
-            "its weights are not those of the network",
-        ),
-        ({"model": {}, "model_settings": {"depth": 1}, "classes": ["a"], "config": {}}, "its weights are not those"),
+        (CHECKPOINT | {"config": {}}, "it has no config.quality, config.amp"),
+        ({name: part for name, part in CHECKPOINT.items() if name != "model_settings"}, "it has no model_settings"),
+        (CHECKPOINT | {"config": None}, "not a checkpoint of train.py"),
+        (CHECKPOINT, "its weights are not those of the network"),
+        (CHECKPOINT | {"model_settings": {"depth": 1}}, "its weights are not those"),
     ],
 )
 def test_checkpoints_that_are_none_are_told(data, tmp_path, capsys, state, message):

@@ -29,7 +29,7 @@ from drawn import default_set
 from evaluate import LIMITS, as_percent, detect, load_model, readings_of, truths_of
 from losses import ASSIGNERS
 from metrics import ap_of, bootstrap, coco_ap, match
-from runs import HelpFormatter, RunFolder, UserError, command, join_world, write_json, write_text
+from runs import HelpFormatter, RunFolder, UserError, command, join_world, naming, write_json, write_text
 from table import PRIMARY, add_result, markdown
 
 REPLICATES = 200  # sets of images for the intervals over images
@@ -59,9 +59,10 @@ def score_one(run: Path, test: Sequence[str], device: str, limits: str) -> dict[
     """The last checkpoint's scores on ``test`` by each reading, kept in the run's folder: a model reads it once."""
     kept = run / "test.json"
     if kept.is_file():
-        scores: dict[str, Any] = json.loads(kept.read_text())
-        if (scores["test"], scores["limits"]) == (list(test), limits):
-            return scores
+        with naming(kept, "not a file of scores, delete it"):
+            scores: dict[str, Any] = json.loads(kept.read_text())
+            if (scores["test"], scores["limits"]) == (list(test), limits):
+                return scores
     with join_world(device) as world:
         model, classes, config = load_model(run / "last.pt", world.device)
         records, _ = read_splits(test, classes)

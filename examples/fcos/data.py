@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from augment import draw_change
 from mgassign import IGNORE
-from runs import UserError
+from runs import UserError, naming
 
 # Of what Pillow reads, images: EPS, say, is a program that it would have another one run.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -76,15 +78,15 @@ def read_split(source: str, classes: Sequence[str] | None) -> tuple[list[Record]
         raise UserError(f"{source}: expected FOLDER:SPLIT, say VOC2007:trainval")
     root = Path(folder)
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
-    # VOC's lists of one class have 1, 0 or -1 after each image: whether it shows the class.
-    names = [re.sub(r"\s+(-1|0|1)$", "", line) for line in _read_lines(listing)]
-    if not names:
-        raise UserError(f"{listing}: names no images")
+    names = _read_lines(listing, "images")
+    # VOC's lists of one class have 1, 0 or -1 after each image: whether it shows the class. But "photo 1" may be a name.
+    is_name = [os.path.isfile(root / "Annotations" / f"{name}.xml") for name in names]
+    names = [name if whole else re.sub(r"\s+(-1|0|1)$", "", name) for name, whole in zip(names, is_name, strict=True)]
     annotations = [_read_annotation(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
         listed = root / "classes.txt"
         found = {str(name) for objects in annotations for name, *_ in objects}
-        classes = _read_lines(listed) if listed.is_file() else sorted(found)
+        classes = _read_lines(listed, "classes") if listed.is_file() else sorted(found)
     if not classes:
         raise UserError(f"{listing}: no image of this split has an object")
     numbers = {name: number for number, name in enumerate(classes)}
@@ -126,17 +128,18 @@ def check_scorable(records: Sequence[Record], sources: Sequence[str]) -> None:
         raise UserError(f"{' '.join(sources)}: no image has an object to score a model by")
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, what: str) -> list[str]:
     """The lines that are not empty, a byte order mark left out."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the list: {_why(error)}") from error
+    with naming(path, "cannot read the list"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: names no {what}")
+    return lines
 
 
 def _read_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
     objects = []
-    try:
+    with naming(path, "cannot read the annotation"):
         for number, found in enumerate(ElementTree.parse(path).iter("object"), 1):
             name = found.findtext("name", "").strip()
             x1, y1, x2, y2 = (float(found.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
@@ -146,21 +149,21 @@ def _read_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
             if not (-np.inf < x1 - 1 < x2 < np.inf and -np.inf < y1 - 1 < y2 < np.inf):
                 raise ValueError(f"object {number}, {name}: a box needs width and height, got {x1, y1, x2, y2}")
             objects.append((name, [x1 - 1, y1 - 1, x2, y2], found.findtext("difficult", "0").strip() == "1"))
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
-        raise UserError(f"{path}: cannot read the annotation: {_why(error)}") from error
     return objects
 
 
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of which only the header has been read."""
+    with naming(path, "cannot read the image"), Image.open(path, formats=FORMATS) as image:
+        if image.mode in ("I", "F"):  # what is black in them, what white?
+            raise ValueError(f"expected 8 or 16 bits a channel, got pixels of Pillow's mode {image.mode}")
+        yield image
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=FORMATS) as image:  # reads the header only
-            return image.size
-    except Exception as error:  # Pillow's readers raise about anything on a broken file
-        raise UserError(f"{path}: cannot read the image: {_why(error)}") from error
+    with _opened(path) as image:
+        return image.size
 
 
 def open_image(path: Path) -> Image.Image:
@@ -169,15 +172,10 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         UserError: if that fails, or pixels are no whole numbers of 1 to 16 bits; the message names the file.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-            if image.mode in ("I", "F"):
-                raise ValueError(f"expected 8 or 16 bits a channel, got pixels of Pillow's mode {image.mode}")
-            return image.convert("RGB")
-    except Exception as error:  # as above
-        raise UserError(f"{path}: cannot read the image: {_why(error)}") from error
+    with _opened(path) as image:
+        if image.mode.startswith("I;16"):  # Pillow would make white of all above 255
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        return image.convert("RGB")
 
 
 def load_image(path: Path, size: int) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
-from runs import HelpFormatter, UserError, command, positive
+from runs import HelpFormatter, UserError, command, positive, write_file
 
 CLASSES = ("ellipse", "rectangle", "triangle")
 SMOOTH = 3  # drawn larger, then reduced, for soft edges
@@ -96,10 +95,10 @@ def draw_set(folder: Path, splits: dict[str, int], size: int, seed: int = 0) -> 
     Raises:
         UserError: if the folder exists or cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder}: exists already")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+
+    def draw(unfinished: Path) -> None:
         for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (unfinished / part).mkdir(parents=True)
         (unfinished / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -111,11 +110,8 @@ def draw_set(folder: Path, splits: dict[str, int], size: int, seed: int = 0) -> 
                 image, objects = draw_scene(size, generator)
                 image.save(unfinished / "JPEGImages" / f"{name}.jpg", quality=90)
                 _annotation(size, objects).write(unfinished / "Annotations" / f"{name}.xml")
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+    write_file(folder, draw)
 
 
 def default_set() -> Path:

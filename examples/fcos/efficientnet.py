@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu6
 
-from runs import UserError
+from runs import UserError, naming
 
 # Each stage's kernel, stride of its first block, expansion, channels and blocks.
 STAGES = (
@@ -122,11 +122,7 @@ def load_weights(network: EfficientNetLite0) -> None:
     files = sorted(models.glob("*.pth"))
     if len(files) != 1:
         raise UserError(f"--pretrained: expected one weight file in {models}, found {len(files)}")
-    try:
+    with naming(files[0], "not EfficientNet-Lite0's weights"):
         state = torch.load(files[0], map_location="cpu", weights_only=True)
         # In the file every module's name begins with an underscore.
         network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in state.items()})
-    except Exception as error:  # torch.load raises about anything on a broken file
-        raise UserError(
-            f"--pretrained: {files[0]} is not EfficientNet-Lite0's: {str(error).splitlines()[0]}"
-        ) from error

@@ -22,7 +22,7 @@ from data import Record, check_scorable, load_image, read_splits
 from features import Features
 from metrics import Detections, Scores, Truth, coco_ap, voc_ap
 from model import FCOS, Predictions
-from runs import HelpFormatter, UserError, command, join_world, load_checkpoint, positive, write_json
+from runs import HelpFormatter, UserError, command, join_world, load_checkpoint, naming, positive, write_json
 
 MAX_OVERLAP, MOST_BEFORE = 0.5, 1000
 
@@ -114,11 +114,9 @@ def load_model(path: Path, device: torch.device) -> tuple[FCOS, list[str], dict[
         UserError: if it is none, or its weights are those of another network.
     """
     state = load_checkpoint(path)
-    try:
+    with naming(path, "its weights are not those of the network it names"):
         model = FCOS(len(state["classes"]), **state["model_settings"])
         model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its weights are not those of the network it names: {error}") from error
     return model.to(device).eval(), state["classes"], state["config"]
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from backbone import Backbone
 from data import Record, load_image
-from runs import UserError, write_file
+from runs import UserError, naming, write_tensors
 
 AT_A_TIME = 16
 
@@ -65,11 +65,9 @@ def load_features(
     path = folder / f"{name.hexdigest()[:16]}.pt"
     if not path.exists():
         layers = _compute(backbone, records, size, mirrored)
-        write_file(path, lambda file: torch.save(layers, file))
-    try:
+        write_tensors(path, layers)
+    with naming(path, "not a file of features, delete it"):
         return Features(torch.load(path, mmap=True, weights_only=True), len(records))
-    except Exception as error:  # torch.load raises about anything on a broken file
-        raise UserError(f"{path}: not a file of features, delete it: {str(error).splitlines()[0]}") from error
 
 
 @torch.inference_mode()

@@ -129,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
             if missing:
                 raise UserError(f"no image {missing[0]!r} in {' '.join(args.data)}")
             with_objects = [by_name[name] for name in args.names]
+        if not with_objects:
+            raise UserError(f"{' '.join(args.data)}: no image has an object to show")
         settings = {name: config[name] for name in ("min_points", "level_gate")}
         save(figure_1(with_objects, mutual, world.device, settings), args.output / "figure1.png")
         found = {

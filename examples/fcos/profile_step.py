@@ -36,7 +36,7 @@ def assign_by_reference(
     """``mgassign.reference`` for padded objects: image by image, put together."""
     images = []
     for image in range(len(boxes)):
-        real = labels[image] >= 0
+        real = labels[image] != -1
         objects = boxes[image][real], labels[image][real]
         images.append(
             reference.mutual_guidance_assign(
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     with join_world(settings.device) as world:
         records, classes = read_splits(args.data or [f"{default_set()}:train"])
         cached = load_images(records, settings.size, world.device)
-        dataset = TrainingSet(records, settings.size, False, settings.augment)
+        dataset = TrainingSet(records, settings.size, False, settings.augment, settings.difficult == "ignore")
         for name in ("mgassign", "reference"):
             trainer = Trainer(settings, classes, 1000, world)
             if name == "reference":

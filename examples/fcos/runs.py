@@ -9,9 +9,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,25 @@ def command(main: Callable[[list[str] | None], int], arguments: list[str] | None
         return 2
 
 
+@contextmanager
+def naming(path: Path, otherwise: str) -> Iterator[None]:
+    """Makes whatever goes wrong inside a UserError that names the file: about anything is raised on a broken one.
+
+    Args:
+        otherwise: What to say then, before the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        why = why or (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: {otherwise}: {why}") from error
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` make a file beside ``path`` and puts it in its place, so that a reader never sees half of one.
+    """Has ``write`` make a file or folder beside ``path`` and puts it in its place, so that nobody ever sees half of it.
 
     What processes of this machine left there that were killed while they wrote is removed.
 
@@ -49,15 +67,24 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(glob.escape(f".{path.name}.{host}.") + "[0-9]*"):
             if not _is_running(int(left.suffix[1:])):
-                left.unlink(missing_ok=True)
+                _remove(left)
         try:
             write(unfinished)
             os.replace(unfinished, path)
         finally:
-            unfinished.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
-        why = error.strerror if isinstance(error, OSError) else None
+            _remove(unfinished)
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch.save raises a riddle of its own on top of the system's error.
+        cause = error if isinstance(error, OSError) else error.__context__
+        why = cause.strerror if isinstance(cause, OSError) else None
         raise UserError(f"cannot write {path}: {why or str(error).splitlines()[0]}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -72,6 +99,16 @@ def _is_running(process: int) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write_text(text))
+
+
+def write_tensors(path: Path, value: object) -> None:
+    """What ``torch.load`` reads."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:
+            torch.save(value, opened)
+
+    write_file(path, write)
 
 
 def as_json(value: object, indent: int | None = None) -> str:
@@ -101,24 +138,31 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: processes that prepare batches would hold it too, and outlive this one for some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise UserError(f"{folder}: process {file.read().strip()} is training in it") from error
+        except OSError:  # a file system without locks
+            pass
         file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+        print(os.getpid(), "of", platform.node(), file=file, flush=True)
         yield
 
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the same folder."""
+    """Waits until no other process is in such a block for the same folder, where the file system has such locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+SETTINGS = ("quality", "amp", "min_points", "level_gate")  # of a checkpoint's, those that others than train.py ask for
 
 
 class RunFolder:
@@ -134,7 +178,8 @@ class RunFolder:
         Raises:
             UserError: if another line is no metrics of a step.
         """
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
+        with naming(self.metrics, "cannot read the metrics"):
+            lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
         found = []
         for number, line in enumerate(lines, 1):
             try:
@@ -159,12 +204,15 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
-    def save(self, path: Path, state: dict[str, Any]) -> None:
-        write_file(path, lambda file: torch.save(state, file))
+    def remove_unfinished(self) -> None:
+        """Removes what killed processes of whatever machine left half written; only for who holds the folder."""
+        for path in (self.last, self.best, self.config, self.metrics):
+            for left in self.path.glob(f".{path.name}.*"):
+                left.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, *parts: str) -> dict[str, Any]:
-    """A file that :meth:`RunFolder.save` wrote, on the CPU.
+    """A checkpoint of train.py, on the CPU.
 
     Args:
         parts: What is wanted of it beside the model, its settings and classes and the configuration.
@@ -172,17 +220,13 @@ def load_checkpoint(path: Path, *parts: str) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, or a part is not there.
     """
-    try:
+    with naming(path, "not a checkpoint of train.py"):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # torch.load raises about anything on a broken file
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint of train.py: {why}") from error
-    parts = ("model", "model_settings", "classes", "config", *parts)
-    missing = [part for part in parts if not isinstance(state, dict) or part not in state]
-    if missing:
-        raise UserError(f"{path}: not a checkpoint of train.py: it has no {', '.join(missing)}")
+        parts = ("model", "model_settings", "classes", "config", *parts)
+        missing = [part for part in parts if not isinstance(state, dict) or part not in state]
+        missing += [f"config.{name}" for name in SETTINGS if not missing and name not in state["config"]]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
     return state
 
 

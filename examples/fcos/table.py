@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evaluate import READINGS
-from runs import HelpFormatter, UserError, as_json, command, one_at_a_time, write_text
+from runs import HelpFormatter, UserError, as_json, command, naming, one_at_a_time, write_text
 
 MEASURES = ("AP", "AP50", "AP75")
 PRIMARY = ("AP", "AP75")  # with intervals
@@ -37,12 +37,10 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read.
     """
-    try:
+    with naming(path, "not a file of results"):
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setup": None, "models": []}
         if not isinstance(results["models"], list):
             raise TypeError("no list of models")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file of results: {type(error).__name__}: {error}") from error
     return results
 
 
@@ -111,8 +109,10 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], measure: str
         error = statistics.stdev(differences) / math.sqrt(len(pairs))
         entry["half_interval"] = float(t.ppf(0.975, len(pairs) - 1)) * error
     if all("bootstrap" in scores and measure in scores["bootstrap"] for pair in pairs for scores in pair):
-        drawn = [np.subtract(one["bootstrap"][measure], other["bootstrap"][measure]) for one, other in pairs]
-        entry["images_interval"] = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975]).tolist()
+        # None, and NaN then, where none of the images drawn has an object.
+        drawn = np.array([[scores["bootstrap"][measure] for scores in pair] for pair in pairs], dtype=float)
+        differences_drawn = (drawn[:, 0] - drawn[:, 1]).mean(0)
+        entry["images_interval"] = np.nanquantile(differences_drawn, [0.025, 0.975]).tolist()
     return entry
 
 

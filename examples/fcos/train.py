@@ -33,10 +33,22 @@ from evaluate import as_percent, detect, readings_of, truths_of
 from features import Features, load_features
 from metrics import voc_ap
 from options import config_of, parse
-from runs import RunFolder, UserError, World, command, hold, join_world, load_checkpoint, write_json
+from runs import (
+    RunFolder,
+    UserError,
+    World,
+    command,
+    hold,
+    join_world,
+    load_checkpoint,
+    naming,
+    write_json,
+    write_tensors,
+)
 from trainer import Trainer, learning_rate
 
 INTERRUPTED = 128 + signal.SIGTERM
+TENSORBOARD = "cannot write TensorBoard's events"
 
 
 @contextmanager
@@ -60,7 +72,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def open_run(args: argparse.Namespace, world: World) -> tuple[RunFolder, dict[str, Any] | None]:
+def open_run(args: argparse.Namespace) -> tuple[RunFolder, dict[str, Any] | None]:
     """The run's folder, and the checkpoint to go on from.
 
     Raises:
@@ -71,14 +83,12 @@ def open_run(args: argparse.Namespace, world: World) -> tuple[RunFolder, dict[st
         if not args.resume:
             raise UserError(f"{args.run}: holds a run already; --resume goes on with it")
         state = load_checkpoint(folder.last, "optimizer", "step", "best")
-        before, now = state["config"], config_of(args)
+        # A setting that there was not yet then was as it is by default.
+        before, now = config_of(parse([str(args.run)])) | state["config"], config_of(args)
         for name, value in now.items():
-            if before.get(name) != value:
+            if before[name] != value:
                 option = "--" + name.replace("_", "-")
-                raise UserError(f"{args.run}: was begun with {option} {before.get(name)}, not {value}")
-    if world.rank == 0:
-        write_json(folder.config, {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()})
-        folder.forget_after(state["step"] if state else 0)
+                raise UserError(f"{args.run}: was begun with {option} {before[name]}, not {value}")
     return folder, state
 
 
@@ -89,7 +99,8 @@ class Journal:
         self, folder: RunFolder, trainer: Trainer, val: list[Record], cached_val: Tensor | Features | None
     ) -> None:
         self.folder, self.trainer, self.val, self.cached_val = folder, trainer, val, cached_val
-        self.writer: Any = SummaryWriter(str(folder.path), purge_step=trainer.step + 1)
+        with naming(folder.path, TENSORBOARD):
+            self.writer: Any = SummaryWriter(str(folder.path), purge_step=trainer.step + 1)
         self.bar = tqdm(total=trainer.steps, initial=trainer.step, disable=None, unit="step")
         self.restart_clock()
 
@@ -121,23 +132,25 @@ class Journal:
         self._add_curves("val", scores)
         if scores["AP"] > trainer.best:
             trainer.best = scores["AP"]
-            self.folder.save(self.folder.best, {k: v for k, v in self.state().items() if k != "optimizer"})
+            write_tensors(self.folder.best, {k: v for k, v in self.state().items() if k != "optimizer"})
         named = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         self.bar.write(f"epoch {epoch + 1}/{args.epochs}: {named}")
 
     def _add_curves(self, kind: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, self.trainer.step)
+        with naming(self.folder.path, TENSORBOARD):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, self.trainer.step)
 
     def state(self) -> dict[str, Any]:
         return self.trainer.state() | {"config": config_of(self.trainer.args)}
 
     def save(self) -> None:
-        self.folder.save(self.folder.last, self.state())
+        write_tensors(self.folder.last, self.state())
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        with naming(self.folder.path, TENSORBOARD):
+            self.writer.close()
 
 
 def _cache(
@@ -183,9 +196,16 @@ def run_epochs(
     args: argparse.Namespace, world: World, records: list[Record], val: list[Record], classes: list[str]
 ) -> int:
     """From where the run was left to its end, or to a signal."""
-    folder, state = open_run(args, world)
+    folder, state = open_run(args)
     steps_per_epoch = len(records) // args.batch
-    trainer = Trainer(args, classes, steps_per_epoch * args.epochs, world, state)
+    trainer = Trainer(args, classes, steps_per_epoch * args.epochs, world, resumes=state is not None)
+    if state:
+        with naming(folder.last, "not a checkpoint of this training"):
+            trainer.load(state)
+    if world.rank == 0:
+        folder.remove_unfinished()
+        write_json(folder.config, {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()})
+        folder.forget_after(trainer.step)
     if trainer.step == trainer.steps:
         print(f"{args.run}: finished already")
         return 0

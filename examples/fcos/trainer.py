@@ -35,7 +35,7 @@ class Trainer:
     Args:
         args: Of train.py.
         steps: How many there will be, for the learning rate.
-        state: A checkpoint to go on from, as :meth:`state` makes it.
+        resumes: Whether a checkpoint is loaded next, so that no pretrained weights are needed.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Trainer:
         classes: Sequence[str],
         steps: int,
         world: World,
-        state: dict[str, Any] | None = None,
+        resumes: bool = False,
     ) -> None:
         self.args, self.classes, self.steps, self.world = args, list(classes), steps, world
         self.model_settings = {name: getattr(args, name) for name in MODEL_SETTINGS}
         torch.manual_seed(args.seed)
-        self.model = FCOS(len(classes), pretrained=args.pretrained and state is None, **self.model_settings)
+        self.model = FCOS(len(classes), pretrained=args.pretrained and not resumes, **self.model_settings)
         self.model.to(world.device)
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -73,10 +73,6 @@ class Trainer:
         self.weights = torch.tensor([1, args.box_weight, 1], device=world.device)
         self.fill = self.model.backbone.mean
         self.step, self.best = 0, -1.0
-        if state:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.best = state["step"], state["best"]
 
     def inputs_of(self, batch: Batch, cached: Tensor | Features | None) -> Tensor | list[Tensor]:
         """What the network is given of a batch: its images, changed, or what its frozen blocks make of them."""
@@ -118,6 +114,12 @@ class Trainer:
         means = self.world.sum(sums) / counts
         losses = {"loss": (self.weights * means).sum(), **dict(zip(LOSSES, means, strict=True))}
         return losses | {"positives": counts[0], "box_positives": counts[2]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, as :meth:`state` makes it."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = int(state["step"]), float(state["best"])
 
     def state(self) -> dict[str, Any]:
         return {
