@@ -43,7 +43,7 @@ demo: $(library)  ## write the paper's Figure 1 to demo/figure1.png (ARGS="--hel
 # a pretrained backbone; otherwise on drawn images.
 photographs := $(wildcard $(MGASSIGN_DATA)/voc2007test.tar.gz)
 ifneq ($(photographs),)
-quick := --epochs 10 --pretrained --tune-from 16 --cache features --size 320 --head-convs 2
+quick := --epochs 15 --pretrained --tune-from 16 --cache features --size 320 --head-convs 2
 compared := --backbones lite0 --train runs/voc2007test:mini_train --test runs/voc2007test:mini_test
 shown := runs/voc2007test:mini_test
 output := runs/photographs
