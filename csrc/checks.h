@@ -18,6 +18,7 @@
 
 #include "glibc.h"
 #include "math/grid.h"
+#include "math/rules/atss.h"
 #include "math/rules/sim_ota.h"
 #include "math/rules/soft_label.h"
 #include "math/rules/task_aligned.h"
@@ -368,6 +369,16 @@ inline void check_objectness(const Tensor& objectness, const Tensor& scores) {
         "pred_objectness: expected shape [", scores.size(0), ", ", scores.size(1), "], got ", shape_of(objectness));
   check_floating(objectness, "pred_objectness");
   check_same_device(objectness, scores, "pred_objectness");
+}
+
+// atss_assign
+inline Atss make_atss(double anchor_scale, int64_t topk) {
+  check(anchor_scale > 0 && is_finite(static_cast<float>(anchor_scale)),
+        "anchor_scale: expected a finite number above 0, got ", anchor_scale);
+  check(1 <= topk && topk <= kMostChosen, "topk: expected 1 to ", kMostChosen, ", got ", topk);
+  int32_t side = 1;
+  while (side * side < topk) ++side;
+  return {anchor_scale, static_cast<int32_t>(topk), side};
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name, const char* shape) {

@@ -52,6 +52,10 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
         "Tensor? wanted, SymInt min_points, SymInt max_points, SymInt best_overlaps, float center_radius, "
         "float overlap_weight, float epsilon, int activation) -> (Tensor owner, Tensor iou)");
 
+  // square anchors around the points, anchor_scale strides wide; of each level an object looks at the topk nearest
+  m.def("atss_assign(Tensor gt_boxes, Tensor? gt_labels, " MGASSIGN_OBJECTS ", " MGASSIGN_GRID ", "
+        "float anchor_scale, SymInt topk) -> (Tensor owner, Tensor iou)");
+
   // anchors [A, 4], any float dtype and strides; low_quality: 0 none, 1 own, 2 object, 3 first
   m.def("max_iou_assign(Tensor anchors, Tensor gt_boxes, Tensor? gt_labels, " MGASSIGN_OBJECTS ", "
         "float high, float low, int low_quality, float min_iou, float ignore_share) -> (Tensor owner, Tensor iou)");

@@ -5,6 +5,7 @@ import torch.serialization
 from ._objects import IGNORE
 from .anchors import AnchorAssignment, anchor_mutual_guidance_assign, max_iou_assign
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign
+from .atss import AtssAssignment, atss_assign
 from .diagnose import Unassigned, unassigned
 from .dynamic_k import DynamicKAssignment, sim_ota_assign, soft_label_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
@@ -20,6 +21,7 @@ __all__ = [
     "IGNORE",
     "AnchorAssignment",
     "Assignment",
+    "AtssAssignment",
     "DynamicKAssignment",
     "OriginalAssignment",
     "PointGrid",
@@ -30,6 +32,7 @@ __all__ = [
     "Unassigned",
     "amplified_centerness",
     "anchor_mutual_guidance_assign",
+    "atss_assign",
     "box_iou",
     "centerness",
     "dense_scores",
@@ -49,6 +52,7 @@ torch.serialization.add_safe_globals(
     [
         AnchorAssignment,
         Assignment,
+        AtssAssignment,
         DynamicKAssignment,
         OriginalAssignment,
         PointGrid,

@@ -22,6 +22,7 @@ OPERATORS = (
     "task_aligned_assign",
     "sim_ota_assign",
     "soft_label_assign",
+    "atss_assign",
     "max_iou_assign",
     "anchor_mutual_guidance_assign",
     "box_iou",
@@ -190,6 +191,21 @@ def _(pred_boxes: Tensor, *scores_objects_grid_and_settings: Any) -> tuple[Tenso
 def _(pred_boxes: Tensor, *logits_objects_grid_and_settings: Any) -> tuple[Tensor, Tensor]:
     owner = pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.int64)
     return owner, pred_boxes.new_empty(pred_boxes.shape[:2], dtype=torch.float32)
+
+
+@torch.library.register_fake("mgassign::atss_assign")
+def _(
+    gt_boxes: Tensor,
+    gt_labels: Tensor | None,
+    gt_offsets: Tensor | None,
+    gt_counts: list[int] | None,
+    heights: list[int],
+    widths: list[int],
+    *grid_and_settings: Any,
+) -> tuple[Tensor, Tensor]:
+    num_points = sum(h * w for h, w in zip(heights, widths, strict=True))
+    shape = (_num_images(gt_boxes, gt_offsets, gt_counts), num_points)
+    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape)
 
 
 @torch.library.register_fake("mgassign::anchor_mutual_guidance_assign")

@@ -28,6 +28,7 @@ from mgassign import (
     TaskAligned,
     amplified_centerness,
     anchor_mutual_guidance_assign,
+    atss_assign,
     box_iou,
     fcos_assign,
     max_iou_assign,
@@ -152,6 +153,11 @@ def matched(scene: Scene, **settings) -> tuple[Tensor, ...]:
     return max_iou_assign(anchors(scene), scene.gt_boxes, gt_labels=scene.gt_labels, **settings)
 
 
+def atss(scene: Scene, with_labels: bool = False, **settings) -> tuple[Tensor, ...]:
+    labels = scene.gt_labels if with_labels else None
+    return atss_assign(scene.grid, scene.gt_boxes, gt_labels=labels, **settings)
+
+
 CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "mutual guidance": lambda: mixed().assign(),
     "mutual guidance, crowded": lambda: crowded().assign(),
@@ -182,6 +188,12 @@ CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "anchors, tied": lambda: guided(tied(), min_points=7),
     "anchors, odd values": lambda: guided(odd(), positive=0.7, ignore=0.2),
     "anchors, regions": lambda: guided(regions(), ignore_share=0.25),
+    "atss": lambda: atss(mixed()),
+    "atss, crowded": lambda: atss(crowded(), topk=25, anchor_scale=5),
+    "atss, tied": lambda: atss(tied()),
+    "atss, odd values": lambda: atss(odd()),
+    "atss, regions": lambda: atss(regions(), with_labels=True),
+    "atss, spacing": lambda: atss(spaced()),
     "building blocks": lambda: blocks(mixed()),
     "building blocks, tied": lambda: blocks(tied()),
     "building blocks, odd values": lambda: blocks(odd()),

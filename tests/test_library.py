@@ -64,6 +64,10 @@ def calls(requires_grad: bool):
     yield "sim_ota_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **dynamic, **sim_ota}
     yield "soft_label_assign", (pred_boxes, pred_logits, boxes, labels, offsets, None), {**grid, **dynamic}
     yield "soft_label_assign", (pred_boxes, pred_logits, *padded, None, None), {**grid, **dynamic}
+    of_grid = {**grid, "anchor_scale": 8.0, "topk": 9}
+    yield "atss_assign", (boxes, None, None, [3, 2]), of_grid
+    yield "atss_assign", (boxes, labels, offsets, None), of_grid
+    yield "atss_assign", (*padded, None, None), of_grid
     anchors = pred_boxes[0].detach().requires_grad_(requires_grad)
     matching = {"high": 0.5, "low": 0.4, "low_quality": 1, "min_iou": 0.0, "ignore_share": 0.5}
     guidance = {"wanted": None, "sigma": 2.0, "positive": 0.5, "ignore": 0.4, "min_points": 1, "max_points": 2**31 - 1,

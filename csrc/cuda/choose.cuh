@@ -8,6 +8,30 @@ namespace mgassign::cuda {
 
 constexpr int kChoosers = 128;  // threads of a block
 
+__device__ inline Location location_of(const Levels& levels, int32_t point) {
+  int i = levels.count - 1;
+  while (point < levels.level[i].first_point) --i;
+  return levels.level[i].location_of(point);
+}
+
+// Whose a point is that no object has: nobody's, or to be ignored where it lies strictly inside a region. Without
+// labels there are no regions. All lanes call it.
+__device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRows::Rows& rows, const float* gt_boxes,
+                                           const int64_t* gt_labels, int32_t point) {
+  const int lane = threadIdx.x % kWarp;
+  const Location at = location_of(levels, point);
+  int64_t owner = kBackground;
+  for (int32_t base = 0; gt_labels && base < rows.count; base += kWarp) {
+    unsigned regions =
+        __ballot_sync(kAllLanes, base + lane < rows.count && gt_labels[rows.first + base + lane] == kRegion);
+    for (; regions; regions &= regions - 1) {
+      const Box region = object_box(gt_boxes, rows.first + base + __ffs(regions) - 1);
+      if (is_valid(region) && strictly_inside(at.x, at.y, region)) owner = kIgnored;
+    }
+  }
+  return owner;
+}
+
 // The points of a window, numbered level by level, row by row.
 struct Window {
   int32_t row[kMaxLevels], column[kMaxLevels], across[kMaxLevels];

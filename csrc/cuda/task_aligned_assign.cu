@@ -63,28 +63,11 @@ __device__ Box predicted_box(const Task& t, int64_t image, int32_t point) {
   return t.pred_boxes.box_at(image * t.pred_boxes.stride[0] + point * t.pred_boxes.stride[1]);
 }
 
-__device__ Location location_of(const Levels& levels, int32_t point) {
-  int i = levels.count - 1;
-  while (point < levels.level[i].first_point) --i;
-  return levels.level[i].location_of(point);
-}
-
 __global__ void __launch_bounds__(kPointThreads) task_aligned_prepare_kernel(const __grid_constant__ Task t) {
   const int32_t point = static_cast<int32_t>(blockIdx.x * kPointThreads + threadIdx.x);
-  const int lane = threadIdx.x % kWarp;
   const int64_t image = t.objects.first_image + blockIdx.y;
   const bool exists = point < t.num_points;
-  const ObjectRows::Rows rows = t.objects.of(image);
-  const Location at = location_of(t.levels, exists ? point : 0);
-  int64_t owner = kBackground;
-  for (int32_t base = 0; base < rows.count; base += kWarp) {
-    unsigned regions =
-        __ballot_sync(kAllLanes, base + lane < rows.count && t.gt_labels[rows.first + base + lane] == kRegion);
-    for (; regions; regions &= regions - 1) {
-      const Box region = object_box(t.gt_boxes, rows.first + base + __ffs(regions) - 1);
-      if (is_valid(region) && strictly_inside(at.x, at.y, region)) owner = kIgnored;
-    }
-  }
+  const int64_t owner = owner_in_regions(t.levels, t.objects.of(image), t.gt_boxes, t.gt_labels, exists ? point : 0);
   if (!exists) return;
   const int64_t place = image * t.num_points + point;
   t.claims.best[place] = 0;

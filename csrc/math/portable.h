@@ -73,6 +73,14 @@ MGASSIGN_HD float square_root(float value) {
 #endif
 }
 
+MGASSIGN_HD double square_root(double value) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(value);
+#else
+  return std::sqrt(value);
+#endif
+}
+
 // False for NaN and for both infinities.
 MGASSIGN_HD bool is_finite(float value) { return value - value == 0.0f; }
 

@@ -5,6 +5,7 @@ The compiled operators give the same assignments without ever holding such a mat
 """
 
 from .anchors import amplified_iou, anchor_mutual_guidance_assign, force_best, max_iou_assign
+from .atss import atss_assign
 from .dynamic_k import sim_ota_assign, soft_label_assign
 from .mutual_guidance import (
     amplified_centerness,
@@ -25,6 +26,7 @@ __all__ = [
     "amplified_centerness",
     "amplified_iou",
     "anchor_mutual_guidance_assign",
+    "atss_assign",
     "box_areas",
     "box_iou",
     "distances",

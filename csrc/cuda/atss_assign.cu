@@ -1,0 +1,142 @@
+// Adaptive training sample selection in three launches:
+//   1. a memset of the owners, which hold keys until the end: of the objects that take a point, the one that overlaps
+//      the point's anchor most has the largest;
+//   2. select, a block for each object: its threads find the nearest points of one level after the other, then take
+//      those that overlap the object more than most;
+//   3. finish, a thread for each point: from keys to owners and overlaps; points in regions.
+#include "../math/rules/atss.h"
+#include "choose.cuh"
+
+namespace mgassign::cuda {
+
+namespace {
+
+constexpr int kPointThreads = 256;
+
+struct Selection {
+  Levels levels;
+  Atss rule;
+  ObjectRows objects;
+  int32_t num_images;  // of this launch
+  int64_t first_row;   // of its objects
+  const float* gt_boxes;
+  const int64_t* gt_labels;  // or null
+  int64_t num_points;
+  int64_t* owner;  // [B, P]; keys until the end
+  float* iou;      // [B, P]
+};
+
+struct Candidate {
+  int32_t point;
+  float overlap;
+};
+
+__global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_constant__ Selection s) {
+  __shared__ TopList nearest;
+  __shared__ Candidate candidates[kMaxLevels * kMostChosen];
+  __shared__ Atss::Neighborhood neighborhoods[kMaxLevels];
+  __shared__ float threshold;
+  const int64_t row = s.first_row + blockIdx.x;
+  const int64_t image = s.objects.image_of(row, s.num_images);
+  if (image < 0) return;
+  const Box box = object_box(s.gt_boxes, row);
+  const int64_t label = s.gt_labels ? s.gt_labels[row] : 0;
+  if (!is_valid(box) || label < 0) return;
+  const Location center = Atss::center_of(box);
+  const float area = area_of(box);
+  if (threadIdx.x < s.levels.count)
+    neighborhoods[threadIdx.x] = s.rule.neighborhood(s.levels.level[threadIdx.x], center);
+
+  int32_t num_candidates = 0;
+  for (int l = 0; l < s.levels.count; ++l) {
+    const Level& level = s.levels.level[l];
+    nearest.clear();
+    const Atss::Neighborhood& near = neighborhoods[l];
+    const uint32_t across = static_cast<uint32_t>(near.columns.end - near.columns.begin);
+    const uint32_t count = static_cast<uint32_t>(near.rows.end - near.rows.begin) * across;
+    for (uint32_t base = 0; base < count; base += kChoosers) {
+      const uint32_t place = base + threadIdx.x;
+      Choice mine{0.0f, 0, 0.0f};
+      bool offers = false;
+      if (place < count) {
+        const int64_t at_row = near.rows.begin + place / across, at_column = near.columns.begin + place % across;
+        const float distance = Atss::distance({level.x.coordinate(at_column), level.y.coordinate(at_row)}, center);
+        mine.score = -distance;
+        mine.point = static_cast<int32_t>(level.first_point + at_row * level.width + at_column);
+        offers = distance <= near.reach && distance < kInfinity;
+      }
+      nearest.offer(offers, mine, s.rule.nearest);
+    }
+    nearest.shrink(s.rule.nearest);
+    for (int32_t i = threadIdx.x; i < nearest.count; i += kChoosers) {
+      const int32_t point = nearest.choices[i].point;
+      candidates[num_candidates + i] = {point, s.rule.overlap(level, level.location_of(point), box, area)};
+    }
+    num_candidates += nearest.count;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) threshold = Atss::threshold(num_candidates, [&](int32_t i) { return candidates[i].overlap; });
+  __syncthreads();
+
+  const int32_t own = static_cast<int32_t>(row - s.objects.of(image).first);
+  auto* const keys = reinterpret_cast<unsigned long long*>(s.owner) + image * s.num_points;
+  for (int32_t i = threadIdx.x; i < num_candidates; i += kChoosers) {
+    const Candidate& candidate = candidates[i];
+    if (Atss::takes(box, location_of(s.levels, candidate.point), candidate.overlap, threshold))
+      atomicMax(&keys[candidate.point], key_of(candidate.overlap, own));
+  }
+}
+
+__global__ void __launch_bounds__(kPointThreads) atss_finish_kernel(const __grid_constant__ Selection s) {
+  const int32_t point = static_cast<int32_t>(blockIdx.x * kPointThreads + threadIdx.x);
+  const int64_t image = s.objects.first_image + blockIdx.y;
+  const bool exists = point < s.num_points;
+  const int64_t in_region =
+      owner_in_regions(s.levels, s.objects.of(image), s.gt_boxes, s.gt_labels, exists ? point : 0);
+  if (!exists) return;
+  const int64_t place = image * s.num_points + point;
+  const unsigned long long key = static_cast<unsigned long long>(s.owner[place]);
+  s.owner[place] = key ? object_of(key) : in_region;
+  s.iou[place] = key ? claim_of(key) : 0.0f;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optional<Tensor> gt_labels,
+                                            MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, double anchor_scale,
+                                            int64_t topk) {
+  const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
+  const Atss rule = make_atss(anchor_scale, topk);
+  const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
+  if (gt_labels) check_property(*gt_labels, gt_boxes, "gt_labels");
+
+  const Queue queue(gt_boxes);
+  const int64_t num_images = batch.num_images(), num_points = grid.num_points;
+  Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
+  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  if (owner.numel() == 0) return {owner, iou};
+  queue.zero(owner.mutable_data_ptr<int64_t>(), owner.numel() * sizeof(int64_t));
+  Selection selection{Levels(grid),
+                      rule,
+                      {},
+                      0,
+                      0,
+                      gt_boxes.const_data_ptr<float>(),
+                      gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr,
+                      num_points,
+                      owner.mutable_data_ptr<int64_t>(),
+                      iou.mutable_data_ptr<float>()};
+  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
+    selection.objects = rows;
+    selection.num_images = static_cast<int32_t>(images);
+    selection.first_row = rows.listed ? rows.row_of[0] : 0;
+    const int64_t num_rows = rows.listed ? rows.row_of[images] - selection.first_row : batch.num_objects();
+    if (num_rows > 0) queue.launch(atss_select_kernel, dim3(static_cast<unsigned>(num_rows)), kChoosers, selection);
+    queue.launch(atss_finish_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, selection);
+  });
+  return {owner, iou};
+}
+
+}  // namespace mgassign::cuda
+
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("atss_assign", TORCH_BOX(&mgassign::cuda::atss_assign_cuda)); }
