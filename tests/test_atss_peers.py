@@ -91,4 +91,4 @@ def test_real_boxes(mmdet_atss, coco_boxes_file, deep, record_property):
     print(dict(count))
     record_property("counts", dict(count))
     assert count["unexplained"] == 0
-    assert count["equally near"] < 0.01 * count["positives"]
+    assert count["equally near"] < 0.02 * count["positives"]
