@@ -31,7 +31,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test test-detectors lint bench math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
+.PHONY: help demo train test test-detectors lint bench bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -89,6 +89,9 @@ lint: $(installed)  ## check style and types, change nothing
 
 bench: $(library)  ## time the assignment against its peers
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
+
+bench-anchors: $(library) $(projects)  ## time anchors beside torchvision, MMDetection and the building blocks
+	@$(projects) benchmarks/bench_anchors.py $(ARGS)
 
 # The site's packages, beside those of .venv and not among them.
 site := build/docs/bin/python
