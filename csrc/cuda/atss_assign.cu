@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kPointThreads = 256;
 
-struct Selection {
+struct Task {
   Levels levels;
   Atss rule;
   ObjectRows objects;
@@ -31,25 +31,25 @@ struct Candidate {
   float overlap;
 };
 
-__global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_constant__ Selection s) {
+__global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_constant__ Task t) {
   __shared__ TopList nearest;
   __shared__ Candidate candidates[kMaxLevels * kMostChosen];
   __shared__ Atss::Neighborhood neighborhoods[kMaxLevels];
   __shared__ float threshold;
-  const int64_t row = s.first_row + blockIdx.x;
-  const int64_t image = s.objects.image_of(row, s.num_images);
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
   if (image < 0) return;
-  const Box box = object_box(s.gt_boxes, row);
-  const int64_t label = s.gt_labels ? s.gt_labels[row] : 0;
+  const Box box = object_box(t.gt_boxes, row);
+  const int64_t label = t.gt_labels ? t.gt_labels[row] : 0;
   if (!is_valid(box) || label < 0) return;
   const Location center = Atss::center_of(box);
   const float area = area_of(box);
-  if (threadIdx.x < s.levels.count)
-    neighborhoods[threadIdx.x] = s.rule.neighborhood(s.levels.level[threadIdx.x], center);
+  if (threadIdx.x < t.levels.count)
+    neighborhoods[threadIdx.x] = t.rule.neighborhood(t.levels.level[threadIdx.x], center);
 
   int32_t num_candidates = 0;
-  for (int l = 0; l < s.levels.count; ++l) {
-    const Level& level = s.levels.level[l];
+  for (int l = 0; l < t.levels.count; ++l) {
+    const Level& level = t.levels.level[l];
     nearest.clear();
     const Atss::Neighborhood& near = neighborhoods[l];
     const uint32_t across = static_cast<uint32_t>(near.columns.end - near.columns.begin);
@@ -65,12 +65,12 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
         mine.point = static_cast<int32_t>(level.first_point + at_row * level.width + at_column);
         offers = distance <= near.reach && distance < kInfinity;
       }
-      nearest.offer(offers, mine, s.rule.nearest);
+      nearest.offer(offers, mine, t.rule.nearest);
     }
-    nearest.shrink(s.rule.nearest);
+    nearest.shrink(t.rule.nearest);
     for (int32_t i = threadIdx.x; i < nearest.count; i += kChoosers) {
       const int32_t point = nearest.choices[i].point;
-      candidates[num_candidates + i] = {point, s.rule.overlap(level, level.location_of(point), box, area)};
+      candidates[num_candidates + i] = {point, t.rule.overlap(level, level.location_of(point), box, area)};
     }
     num_candidates += nearest.count;
   }
@@ -78,26 +78,26 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
   if (threadIdx.x == 0) threshold = Atss::threshold(num_candidates, [&](int32_t i) { return candidates[i].overlap; });
   __syncthreads();
 
-  const int32_t own = static_cast<int32_t>(row - s.objects.of(image).first);
-  auto* const keys = reinterpret_cast<unsigned long long*>(s.owner) + image * s.num_points;
+  const int32_t own = static_cast<int32_t>(row - t.objects.of(image).first);
+  auto* const keys = reinterpret_cast<unsigned long long*>(t.owner) + image * t.num_points;
   for (int32_t i = threadIdx.x; i < num_candidates; i += kChoosers) {
     const Candidate& candidate = candidates[i];
-    if (Atss::takes(box, location_of(s.levels, candidate.point), candidate.overlap, threshold))
+    if (Atss::takes(box, location_of(t.levels, candidate.point), candidate.overlap, threshold))
       atomicMax(&keys[candidate.point], key_of(candidate.overlap, own));
   }
 }
 
-__global__ void __launch_bounds__(kPointThreads) atss_finish_kernel(const __grid_constant__ Selection s) {
+__global__ void __launch_bounds__(kPointThreads) atss_finish_kernel(const __grid_constant__ Task t) {
   const int32_t point = static_cast<int32_t>(blockIdx.x * kPointThreads + threadIdx.x);
-  const int64_t image = s.objects.first_image + blockIdx.y;
-  const bool exists = point < s.num_points;
+  const int64_t image = t.objects.first_image + blockIdx.y;
+  const bool exists = point < t.num_points;
   const int64_t in_region =
-      owner_in_regions(s.levels, s.objects.of(image), s.gt_boxes, s.gt_labels, exists ? point : 0);
+      owner_in_regions(t.levels, t.objects.of(image), t.gt_boxes, t.gt_labels, exists ? point : 0);
   if (!exists) return;
-  const int64_t place = image * s.num_points + point;
-  const unsigned long long key = static_cast<unsigned long long>(s.owner[place]);
-  s.owner[place] = key ? object_of(key) : in_region;
-  s.iou[place] = key ? claim_of(key) : 0.0f;
+  const int64_t place = image * t.num_points + point;
+  const unsigned long long key = static_cast<unsigned long long>(t.owner[place]);
+  t.owner[place] = key ? object_of(key) : in_region;
+  t.iou[place] = key ? claim_of(key) : 0.0f;
 }
 
 }  // namespace
@@ -116,23 +116,23 @@ std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optiona
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   if (owner.numel() == 0) return {owner, iou};
   queue.zero(owner.mutable_data_ptr<int64_t>(), owner.numel() * sizeof(int64_t));
-  Selection selection{Levels(grid),
-                      rule,
-                      {},
-                      0,
-                      0,
-                      gt_boxes.const_data_ptr<float>(),
-                      gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr,
-                      num_points,
-                      owner.mutable_data_ptr<int64_t>(),
-                      iou.mutable_data_ptr<float>()};
+  Task task{Levels(grid),
+            rule,
+            {},
+            0,
+            0,
+            gt_boxes.const_data_ptr<float>(),
+            gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr,
+            num_points,
+            owner.mutable_data_ptr<int64_t>(),
+            iou.mutable_data_ptr<float>()};
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
-    selection.objects = rows;
-    selection.num_images = static_cast<int32_t>(images);
-    selection.first_row = rows.listed ? rows.row_of[0] : 0;
-    const int64_t num_rows = rows.listed ? rows.row_of[images] - selection.first_row : batch.num_objects();
-    if (num_rows > 0) queue.launch(atss_select_kernel, dim3(static_cast<unsigned>(num_rows)), kChoosers, selection);
-    queue.launch(atss_finish_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, selection);
+    task.objects = rows;
+    task.num_images = static_cast<int32_t>(images);
+    task.first_row = rows.listed ? rows.row_of[0] : 0;
+    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : batch.num_objects();
+    if (num_rows > 0) queue.launch(atss_select_kernel, dim3(static_cast<unsigned>(num_rows)), kChoosers, task);
+    queue.launch(atss_finish_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, task);
   });
   return {owner, iou};
 }
