@@ -147,6 +147,26 @@ def test_retinanet_with_the_original_sets_has_the_stock_losses_where_no_match_is
     assert differing < 20  # forced: every one of equal overlaps there, the first here
 
 
+def test_retinanet_s_forced_matches_are_all_that_differs():
+    """Objects so small that no anchor reaches 0.5: stock takes all anchors of an object's highest overlap, here the first."""
+    needs("torchvision")
+    stock = made(TorchvisionRetinaNet, False)
+    ours = made(TorchvisionRetinaNet, True, ("original", "original"))
+    size = SIZES[0]
+    anchors = stock.predict(size, 1)[1][0]
+    corner = torch.tensor([[40.0, 40], [104, 72]])
+    boxes, labels = torch.cat([corner, corner + 8], 1), torch.arange(2)
+    matched, first = (
+        mgassign.max_iou_assign(anchors, [boxes], low_quality=low_quality).owner[0] for low_quality in ("own", "first")
+    )
+    predictions = torch.zeros(1, len(anchors), 4), torch.zeros(1, len(anchors), NUM_CLASSES)
+    guided = mgassign.anchor_mutual_guidance_assign(anchors, *predictions, [boxes], [labels]).original[0]
+    assert torch.equal(guided, first)
+    assert (first >= 0).sum() == 2 < (matched >= 0).sum()
+    expected, found = (losses(head, size, [(boxes, labels), (boxes[:0], labels[:0])]) for head in (stock, ours))
+    assert all(found[name] != value for name, value in expected.items())
+
+
 @pytest.mark.parametrize("head", [UltralyticsYOLO, UltralyticsYOLO26])
 def test_yolo_with_its_own_assignment_trains_as_with_the_stock_assigner(head):
     """Twenty steps on drawn images: the same labels at each, and the same losses but for the last digits.
