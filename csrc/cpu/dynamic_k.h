@@ -42,41 +42,57 @@ float sum_over_classes(const SoftLabel& rule, const float* raw, int64_t num_clas
 
 template <typename Rule>
 MGASSIGN_INLINE float score_of(const Rule& rule, float raw, float objectness, bool has_objectness) {
-  const float score = rule.score(raw);
+  const float score = rule.sigmoid ? rule.of_logit(raw) : rule.of_probability(raw);
   return has_objectness ? rule.with_objectness(score, objectness) : score;
+}
+
+// The same for kLanes of them; what they are is asked before the loops.
+template <typename Rule>
+MGASSIGN_INLINE void score_lanes(const Rule& rule, const float* raw, const float* objectness, bool has_objectness,
+                                 float* scores) {
+  if (rule.sigmoid)
+    for (int i = 0; i < kLanes; ++i) scores[i] = rule.of_logit(raw[i]);
+  else
+    for (int i = 0; i < kLanes; ++i) scores[i] = rule.of_probability(raw[i]);
+  if (!has_objectness) return;
+  for (int i = 0; i < kLanes; ++i) scores[i] = rule.with_objectness(scores[i], objectness[i]);
 }
 
 template <typename Rule>
 MGASSIGN_INLINE void price_lanes(const Rule& rule, const Bidder& object, const Offers& of, bool has_objectness,
                                  float* costs, float* overlaps) {
+  float scores[kLanes], overlap[kLanes], of_class[kLanes], of_overlap[kLanes], of_place[kLanes];
+  score_lanes(rule, of.raw, of.objectness, has_objectness, scores);
   for (int i = 0; i < kLanes; ++i)
-    overlaps[i] = iou_of({of.x1[i], of.y1[i], of.x2[i], of.y2[i]}, of.area[i], object.box, object.area);
-  float of_class[kLanes], of_place[kLanes];
-  for (int i = 0; i < kLanes; ++i)
-    of_class[i] =
-        rule.cost_of_class(of.sum[i], score_of(rule, of.raw[i], of.objectness[i], has_objectness), overlaps[i]);
+    overlap[i] = iou_of({of.x1[i], of.y1[i], of.x2[i], of.y2[i]}, of.area[i], object.box, object.area);
+  for (int i = 0; i < kLanes; ++i) of_class[i] = rule.cost_of_class(of.sum[i], scores[i], overlap[i]);
+  for (int i = 0; i < kLanes; ++i) of_overlap[i] = rule.cost_of_overlap(overlap[i]);
   for (int i = 0; i < kLanes; ++i) of_place[i] = rule.cost_of_place(object.box, of.stride[i], {of.x[i], of.y[i]});
-  for (int i = 0; i < kLanes; ++i) costs[i] = (of_class[i] + rule.cost_of_overlap(overlaps[i])) + of_place[i];
+  for (int i = 0; i < kLanes; ++i) costs[i] = (of_class[i] + of_overlap[i]) + of_place[i];
+  std::copy_n(overlap, kLanes, overlaps);
 }
 
 template <typename Rule>
 MGASSIGN_INLINE float sum_lanes(const Rule& rule, const float* raw, int64_t num_classes, float objectness,
                                 bool has_objectness) {
   static_assert(Rule::kSums == kLanes);
-  typename Rule::Sum sums[kLanes];
-  int64_t c = 0;
-  for (; c + kLanes <= num_classes; c += kLanes) {
-    for (int i = 0; i < kLanes; ++i) rule.add(sums[i], score_of(rule, raw[c + i], objectness, has_objectness));
+  float sums[kLanes], products[kLanes], scores[kLanes], objectnesses[kLanes], last[kLanes] = {};
+  std::fill_n(sums, kLanes, 0.0f);
+  std::fill_n(products, kLanes, 1.0f);
+  std::fill_n(objectnesses, kLanes, objectness);
+  for (int64_t c = 0; c < num_classes; c += kLanes) {
+    const int64_t left = num_classes - c;
+    if (left < kLanes) std::copy_n(raw + c, left, last);
+    score_lanes(rule, left < kLanes ? last : raw + c, objectnesses, has_objectness, scores);
+    for (int64_t i = left; i < kLanes; ++i) scores[i] = Rule::kNothing;
+    for (int i = 0; i < kLanes; ++i) rule.add(sums[i], products[i], scores[i]);
     if (c / kLanes % Rule::kFactors == Rule::kFactors - 1)
-      for (int i = 0; i < kLanes; ++i) rule.close(sums[i]);
+      for (int i = 0; i < kLanes; ++i) rule.close(sums[i], products[i]);
   }
-  for (int i = 0; c + i < num_classes; ++i) rule.add(sums[i], score_of(rule, raw[c + i], objectness, has_objectness));
-  for (int i = 0; i < kLanes; ++i) rule.close(sums[i]);
-  float total[kLanes];
-  for (int i = 0; i < kLanes; ++i) total[i] = sums[i].sum;
+  for (int i = 0; i < kLanes; ++i) rule.close(sums[i], products[i]);
   for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) total[i] += total[i + half];
-  return total[0];
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
 }
 
 // Where the points of a grid lie, and their levels' strides.
@@ -112,7 +128,7 @@ class Scores {
       for (int64_t b = 0; b < num_images; ++b)
         for (int64_t j = 0; j < num_points; ++j)
           objectness_[b * num_points + j] =
-              rule.score(static_cast<float>(view.data[b * view.stride[0] + j * view.stride[1]]));
+              score_of(rule, static_cast<float>(view.data[b * view.stride[0] + j * view.stride[1]]), 0.0f, false);
     });
   }
 
@@ -151,7 +167,7 @@ class Scores {
   const Rule& rule_;
   Strided<Element, 3> scores_;
   int64_t num_points_, num_classes_;
-  std::vector<float> objectness_;               // as rule.score() has it
+  std::vector<float> objectness_;               // as the rule has scores
   std::unique_ptr<std::atomic<float>[]> sums_;  // below 0: not known yet
 };
 

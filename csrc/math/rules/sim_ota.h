@@ -32,23 +32,23 @@ struct SimOta : DynamicK {
   // A limit below `limit` that may be enough: few points are looked at then.
   MGASSIGN_HD float first_limit(float limit) const { return smaller(limit, penalty * 0.5f); }
 
-  MGASSIGN_HD float score(float raw) const { return sigmoid ? sigmoid_f32(raw) : probability_f32(raw); }
+  // Scores are probabilities.
+  MGASSIGN_HD float of_logit(float raw) const { return sigmoid_f32(raw); }
+  MGASSIGN_HD float of_probability(float raw) const { return probability_f32(raw); }
   MGASSIGN_HD float with_objectness(float score, float objectness) const { return square_root(score * objectness); }
 
   // The sum over classes of what each costs as background is taken some classes at a time: of 1 - p only the product
   // needs a logarithm. One that is 0 counts as e^-100.
-  struct Sum {
-    float product = 1.0f, sum = 0.0f;
-  };
   static constexpr int kFactors = 4;  // no product of so many underflows
-  MGASSIGN_HD void add(Sum& to, float score) const {
+  static constexpr float kNothing = 0.0f;
+  MGASSIGN_HD void add(float& sum, float& product, float score) const {
     const float factor = 1.0f - score;
-    to.product *= factor > 0.0f ? factor : 1.0f;
-    to.sum += factor > 0.0f ? 0.0f : 100.0f;
+    product *= factor > 0.0f ? factor : 1.0f;
+    sum += factor > 0.0f ? 0.0f : 100.0f;
   }
-  MGASSIGN_HD void close(Sum& to) const {
-    to.sum -= log_f32(to.product);
-    to.product = 1.0f;
+  MGASSIGN_HD void close(float& sum, float& product) const {
+    sum -= log_f32(product);
+    product = 1.0f;
   }
 
   // What the classes cost, of which `score` is the object's.

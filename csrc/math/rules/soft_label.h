@@ -25,23 +25,21 @@ struct SoftLabel : DynamicK {
   }
   MGASSIGN_HD float first_limit(float limit) const { return limit; }
 
-  // Scores are logits here, held so that no cost is infinite for their sake.
-  MGASSIGN_HD float score(float raw) const {
+  // Scores are logits, held so that no cost is infinite for their sake.
+  MGASSIGN_HD float of_logit(float raw) const {
     constexpr float kLargest = 10000.0f;
-    if (!sigmoid) {
-      const float p = probability_f32(raw);
-      raw = larger(log_f32(p), -100.0f) - larger(log_f32(1.0f - p), -100.0f);
-    }
     return raw > -kLargest ? smaller(raw, kLargest) : -kLargest;
+  }
+  MGASSIGN_HD float of_probability(float raw) const {
+    const float p = probability_f32(raw);
+    return of_logit(larger(log_f32(p), -100.0f) - larger(log_f32(1.0f - p), -100.0f));
   }
   MGASSIGN_HD float with_objectness(float score, float) const { return score; }
 
-  struct Sum {
-    float sum = 0.0f;
-  };
   static constexpr int kFactors = 4;
-  MGASSIGN_HD void add(Sum& to, float score) const { to.sum += as_background(score); }
-  MGASSIGN_HD void close(Sum&) const {}
+  static constexpr float kNothing = -10000.0f;
+  MGASSIGN_HD void add(float& sum, float&, float score) const { sum += as_background(score); }
+  MGASSIGN_HD void close(float&, float&) const {}
 
   MGASSIGN_HD float cost_of_class(float sum, float score, float overlap) const {
     const Logit x(score);
