@@ -20,6 +20,10 @@ Objects: TypeAlias = Sequence[Tensor] | Tensor
 IGNORE = -2
 
 
+#: What :func:`lists_run_eagerly` has decorated, by name.
+EAGER_WITH_LISTS: dict[str, Callable[..., Any]] = {}
+
+
 class Packed(NamedTuple):
     """A property of the objects: one tensor, and how it falls into images."""
 
@@ -34,16 +38,16 @@ def lists_run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
 
     It would compile anew for each image that has no object or one, and soon give up. With ``fullgraph=True`` it says so.
     """
-    eagerly: Callable[P, R] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        function,
-        reason="mgassign: a list of objects makes a graph break; with fullgraph=True give padded or jagged tensors",
-    )
+    EAGER_WITH_LISTS[function.__name__] = function
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling() and any(
             isinstance(a, (list, tuple)) for a in (*args, *kwargs.values())
         ):
+            from . import _eager
+
+            eagerly: Callable[P, R] = getattr(_eager, function.__name__)
             return eagerly(*args, **kwargs)
         return function(*args, **kwargs)
 
