@@ -25,6 +25,8 @@ from torch import Tensor
 from agreement import check_agreement
 from mgassign import (
     PointGrid,
+    SimOTA,
+    SoftLabel,
     TaskAligned,
     amplified_centerness,
     anchor_mutual_guidance_assign,
@@ -33,6 +35,8 @@ from mgassign import (
     fcos_assign,
     max_iou_assign,
     mutual_guidance_assign,
+    sim_ota_assign,
+    soft_label_assign,
     task_aligned_assign,
     topk_per_object,
 )
@@ -136,6 +140,11 @@ def aligned(scene: Scene, settings: TaskAligned, **more) -> tuple[Tensor, ...]:
     return task_aligned_assign(*vars(scene).values(), settings, activation="sigmoid", **more)
 
 
+def dynamic(scene: Scene, settings: SimOTA | SoftLabel, **more) -> tuple[Tensor, ...]:
+    assign = sim_ota_assign if isinstance(settings, SimOTA) else soft_label_assign
+    return assign(*vars(scene).values(), settings, **more)
+
+
 def anchors(scene: Scene) -> Tensor:
     """Two shapes at each point, four strides wide: a multiple of the points, in their order."""
     reach = 2 * scene.grid.point_strides()[:, None]
@@ -178,6 +187,15 @@ CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "task-aligned, odd values": lambda: aligned(odd(), TaskAligned.YOLOV10),
     "task-aligned, regions": lambda: aligned(regions(), TaskAligned(contest="chosen"), num_points=20),
     "task-aligned, other powers": lambda: aligned(crowded(), TaskAligned(alpha=0.75, beta=2.5), min_points=12),
+    "SimOTA": lambda: dynamic(mixed(), SimOTA.YOLOX),
+    "SimOTA, crowded": lambda: dynamic(crowded(), SimOTA.YOLOX_0_3),
+    "SimOTA, tied": lambda: dynamic(tied(), SimOTA.MMDET),
+    "SimOTA, odd values": lambda: dynamic(odd(), SimOTA.YOLOX_0_3, num_points=12),
+    "SimOTA, objectness": lambda: dynamic(mixed(), SimOTA.YOLOX, pred_objectness=mixed().pred_logits[..., 0]),
+    "soft labels": lambda: dynamic(mixed(), SoftLabel.MMDET),
+    "soft labels, crowded": lambda: dynamic(crowded(), SoftLabel.MMDET),
+    "soft labels, tied": lambda: dynamic(tied(), SoftLabel(center_radius=1.0, epsilon=0.5)),
+    "soft labels, odd values": lambda: dynamic(odd(), SoftLabel.MMDET),
     "max-IoU": lambda: matched(mixed()),
     "max-IoU, crowded": lambda: matched(crowded(), low_quality="object"),
     "max-IoU, tied": lambda: matched(tied(), low_quality="first", min_iou=0.125),

@@ -221,13 +221,16 @@ class DynamicKAssigner {
     CostScorer scorer{*this, object, image, labels_[n], scratch.classes.data(), predictions_.of(image), object.box};
     const float limit = count < most ? kInfinity : scorer.cost_of(scratch.best_overlaps.data(), count, most);
     BestPoints best = choices_.of(n, most, -kInfinity);
-    for (const float within : {rule_.first_limit(limit), limit, kInfinity}) {
+    // Few points are looked at first: as many as chosen show what the others must not exceed.
+    for (float within = rule_.first_limit(limit);;) {
       best.clear();
       scorer.least = rule_.least_overlap(within);
       scratch.chooser.show_inside(
           [&](const Level& level) { return rule_.window_within(object.box, level.stride, within); }, 0.0f, scorer,
           best);
-      if (-best.bar() <= within) return;
+      const float worst = -best.bar();
+      if (worst <= within) return;
+      within = std::min(limit, worst);
     }
   }
 

@@ -23,7 +23,8 @@ struct SoftLabel : DynamicK {
     const float dx = at.x - (box.x1 + box.x2) * 0.5f, dy = at.y - (box.y1 + box.y2) * 0.5f;
     return exp_f32((square_root(dx * dx + dy * dy) / stride - center_radius) * kLn10);
   }
-  MGASSIGN_HD float first_limit(float limit) const { return limit; }
+  // Some strides around the centre.
+  MGASSIGN_HD float first_limit(float limit) const { return smaller(limit, 10.0f); }
 
   // Scores are logits, held so that no cost is infinite for their sake.
   MGASSIGN_HD float of_logit(float raw) const {
