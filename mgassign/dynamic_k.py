@@ -80,7 +80,7 @@ def sim_ota_assign(
     >>> logits = torch.zeros(1, grid.num_points, 3)
     >>> found = sim_ota_assign(grid, boxes, logits, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], [torch.tensor([2])])
     >>> (found.owner == 0).sum(), found.iou.max()
-    (tensor(6), tensor(1.))
+    (tensor(4), tensor(1.))
     """
     if not isinstance(settings, SimOTA):
         raise TypeError(f"settings: expected SimOTA, got {type(settings).__name__}")
@@ -153,7 +153,7 @@ def soft_label_assign(
     >>> logits = torch.zeros(1, grid.num_points, 3)
     >>> found = soft_label_assign(grid, boxes, logits, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], [torch.tensor([2])])
     >>> (found.owner == 0).sum(), found.iou.max()
-    (tensor(8), tensor(1.))
+    (tensor(6), tensor(1.))
     """
     if not isinstance(settings, SoftLabel):
         raise TypeError(f"settings: expected SoftLabel, got {type(settings).__name__}")
