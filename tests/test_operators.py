@@ -116,6 +116,8 @@ CALLS = list(named_calls())
 IDS = [f"{name} {i}" for i, (name, _) in enumerate(CALLS)]
 # Dimensions of any size: nothing else says how many there are.
 FREE = {
+    ("sim_ota_assign", "pred_logits", 2),
+    ("soft_label_assign", "pred_logits", 2),
     ("mutual_guidance_assign", "pred_logits", 2),
     ("task_aligned_assign", "pred_scores", 2),
     ("anchor_mutual_guidance_assign", "pred_logits", 2),
@@ -180,6 +182,12 @@ BAD_SETTINGS = {
     "max_points": [-1],
     "keep": [-1, 129],
     "alpha": [-0.5, nan, inf],
+    "best_overlaps": [0, -1, 129],
+    "overlap_weight": [0.0, -1.0, nan, inf, 1e39],
+    "class_weight": [-1.0, nan, inf, 1e39],
+    "penalty": [-1.0, nan, inf, 1e39],
+    "anchor_scale": [0.0, -1.0, nan, inf, 1e39],
+    "topk": [0, -1],
     "beta": [0.0, -1.0, nan, inf, 1e39],
     "margin": [-1.0, nan, inf, 1e39],
     "raise_below": [-1.0, nan, inf, 1e39],
