@@ -192,7 +192,7 @@ def boxes(
                 "color": "white",
                 "fontsize": 7.5,
                 "bbox": tag,
-                "zorder": 3,
+                "zorder": 5,  # above the points
                 "clip_on": True,
                 "parse_math": False,
             }
