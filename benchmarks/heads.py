@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +170,11 @@ class MmdetHead(Head):
 
 class MmdetFCOS(MmdetHead):
     types = ("FCOSHead", "MutualFCOSHead")
-    settings = {"norm_on_bbox": True, "center_sampling": True, "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0}}  # noqa: RUF012
+    settings: ClassVar[dict[str, Any]] = {
+        "norm_on_bbox": True,
+        "center_sampling": True,
+        "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0},
+    }
 
     def register(self):
         import mmdet_fcos  # noqa: F401
@@ -179,13 +183,13 @@ class MmdetFCOS(MmdetHead):
 class MmdetFCOSPlain(MmdetFCOS):
     """As in the first FCOS: no centre sampling, distances in pixels."""
 
-    settings = {}  # noqa: RUF012
+    settings: ClassVar[dict[str, Any]] = {}
 
 
 class MmdetRTMDet(MmdetHead):
     types = ("RTMDetHead", "MutualRTMDetHead")
     strides = (8, 16, 32)
-    settings = {  # noqa: RUF012
+    settings: ClassVar[dict[str, Any]] = {
         "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16, 32]},
         "bbox_coder": {"type": "DistancePointBBoxCoder"},
         "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},

@@ -6,10 +6,7 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <iomanip>
 #include <limits>
-#include <memory>
-#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -18,10 +15,6 @@
 
 #include "glibc.h"
 #include "math/grid.h"
-#include "math/rules/atss.h"
-#include "math/rules/sim_ota.h"
-#include "math/rules/soft_label.h"
-#include "math/rules/task_aligned.h"
 
 namespace mgassign {
 
@@ -79,48 +72,6 @@ inline void check_packed(const Tensor& tensor, ScalarType dtype, const char* nam
 inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name) {
   check(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name,
         ": expected all tensors on one device");
-}
-
-// What the public functions' call() turns into torch's own exception for the device.
-class OutOfMemory : public std::runtime_error {
- public:
-  explicit OutOfMemory(double bytes) : std::runtime_error(text(bytes)) {}
-
- private:
-  static std::string text(double bytes) {
-    std::ostringstream message;
-    message << "mgassign: out of memory, cannot allocate " << std::fixed << std::setprecision(0) << bytes << " bytes";
-    return message.str();
-  }
-};
-
-// Room for `count` values in host memory, not initialised.
-template <typename Value>
-std::unique_ptr<Value[]> new_values(int64_t count) {
-  try {
-    return std::unique_ptr<Value[]>(new Value[count]);
-  } catch (const std::bad_alloc&) {
-    throw OutOfMemory(static_cast<double>(count) * sizeof(Value));
-  }
-}
-
-// A contiguous tensor of one or two dimensions beside another, not initialised. Through the C interface
-// directly: new_empty goes round by the dispatcher, 2 microseconds for each of five results.
-inline Tensor new_tensor(const Tensor& beside, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const int64_t strides[] = {sizes.size() == 2 ? *(sizes.begin() + 1) : 1, 1};
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                               dtype == ScalarType::Long ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32(),
-                               device_type, beside.get_device_index(), &handle);
-  if (error != AOTI_TORCH_SUCCESS) {
-    double bytes = dtype == ScalarType::Long ? 8 : 4;
-    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
-    throw OutOfMemory(bytes);
-  }
-  return Tensor(handle);
 }
 
 struct Grid {
@@ -298,87 +249,12 @@ inline void check_ignore_share(double ignore_share) {
         "ignore_share: expected a number above 0, at most 1, ", "got ", ignore_share);
 }
 
-// task_aligned_assign: the rule, and how many points an object chooses and keeps.
-inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
-                                     double raise_below, double least_side, int64_t contest, double epsilon,
-                                     int64_t activation) {
-  check(alpha >= 0 && is_finite(static_cast<float>(alpha)), "alpha: expected a finite number of at least 0, got ",
-        alpha);
-  check(beta > 0 && is_finite(static_cast<float>(beta)), "beta: expected a finite number above 0, got ", beta);
-  check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
-  check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
-  check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
-  for (const double number : {margin, raise_below, least_side, epsilon})
-    check(number >= 0 && is_finite(static_cast<float>(number)),
-          "margin, raise_below, least_side, epsilon: expected finite numbers of at least 0, got ", margin, ", ",
-          raise_below, ", ", least_side, ", ", epsilon);
-  check_activation(activation);
-  return {Power(alpha),
-          Power(beta),
-          overlap == 1,
-          candidates == 1,
-          static_cast<float>(margin),
-          static_cast<float>(raise_below),
-          static_cast<float>(least_side),
-          contest == 1,
-          static_cast<float>(epsilon),
-          activation == 1};
-}
-
-constexpr int64_t kMostChosen = 128;
-
-inline void check_chosen(int64_t max_points, int64_t keep) {
-  check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
-  check(0 <= keep && keep <= kMostChosen, "keep: expected 0 (all) to ", kMostChosen, ", got ", keep);
-}
-
-// sim_ota_assign, soft_label_assign
-inline DynamicK make_dynamic_k(int64_t best_overlaps, double overlap_weight, double epsilon) {
-  check(1 <= best_overlaps && best_overlaps <= kMostChosen, "best_overlaps: expected 1 to ", kMostChosen, ", got ",
-        best_overlaps);
-  check(static_cast<float>(overlap_weight) > 0 && is_finite(static_cast<float>(overlap_weight)) &&
-            static_cast<float>(epsilon) > 0 && is_finite(static_cast<float>(epsilon)),
-        "overlap_weight, epsilon: expected finite numbers above 0, got ", overlap_weight, " and ", epsilon);
-  return {static_cast<int32_t>(best_overlaps), static_cast<float>(overlap_weight), static_cast<float>(epsilon)};
-}
-
-inline SimOta make_sim_ota(int64_t best_overlaps, double center_radius, bool inside, double penalty,
-                           double overlap_weight, double class_weight, double epsilon, int64_t activation) {
-  check_center_radius(center_radius);
-  check(penalty >= 0 && is_finite(static_cast<float>(penalty)) && class_weight >= 0 &&
-            is_finite(static_cast<float>(class_weight)),
-        "penalty, class_weight: expected finite numbers of at least 0, got ", penalty, " and ", class_weight);
-  check_activation(activation);
-  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon),
-          center_radius,
-          inside,
-          static_cast<float>(penalty),
-          static_cast<float>(class_weight),
-          activation == 1};
-}
-
-inline SoftLabel make_soft_label(int64_t best_overlaps, double center_radius, double overlap_weight, double epsilon,
-                                 int64_t activation) {
-  check_center_radius(center_radius);
-  check_activation(activation);
-  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon), static_cast<float>(center_radius), activation == 1};
-}
-
+// sim_ota_assign
 inline void check_objectness(const Tensor& objectness, const Tensor& scores) {
   check(objectness.dim() == 2 && objectness.size(0) == scores.size(0) && objectness.size(1) == scores.size(1),
         "pred_objectness: expected shape [", scores.size(0), ", ", scores.size(1), "], got ", shape_of(objectness));
   check_floating(objectness, "pred_objectness");
   check_same_device(objectness, scores, "pred_objectness");
-}
-
-// atss_assign
-inline Atss make_atss(double anchor_scale, int64_t topk) {
-  check(anchor_scale > 0 && is_finite(static_cast<float>(anchor_scale)),
-        "anchor_scale: expected a finite number above 0, got ", anchor_scale);
-  check(1 <= topk && topk <= kMostChosen, "topk: expected 1 to ", kMostChosen, ", got ", topk);
-  int32_t side = 1;
-  while (side * side < topk) ++side;
-  return {anchor_scale, static_cast<int32_t>(topk), side};
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name, const char* shape) {

@@ -79,14 +79,15 @@ def number(
         float(value).hex()
 
 
-def count(name: str, value: Any) -> None:
+def count(name: str, value: Any, at_most: int = LARGEST_COUNT) -> None:
     """A whole number of at least 0, below 2^31."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
-    if value > LARGEST_COUNT:
-        raise ValueError(f"{name}: expected less than 2^31, got {value}")
+    if value > at_most:
+        bound = "less than 2^31" if at_most == LARGEST_COUNT else f"at most {at_most}"
+        raise ValueError(f"{name}: expected {bound}, got {value}")
 
 
 def flag(name: str, value: Any) -> None:

@@ -62,8 +62,46 @@ def pack_objects(gt_boxes: Objects, gt_labels: Objects, like: Tensor | None = No
     return boxes, labels
 
 
+def pack_scene(
+    num_points: int,
+    pred_boxes: Tensor,
+    name: str,
+    pred_scores: Tensor,
+    gt_boxes: Objects,
+    gt_labels: Objects,
+    like: Tensor | None = None,
+) -> tuple[Packed, Packed]:
+    """Boxes and labels of the images that there are predictions for; ``name`` is what the class scores are called."""
+    _checks.tensor("pred_boxes", pred_boxes, like=like)
+    _checks.tensor(name, pred_scores, like=pred_boxes)
+    boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
+    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4))
+    _checks.shape(name, pred_scores, (boxes.num_images, num_points, "C"))
+    return boxes, labels
+
+
 def pack_boxes(gt_boxes: Objects, like: Tensor | None = None) -> Packed:
     return pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,), like)
+
+
+def pack_quota(
+    num_points: int | Objects | None,
+    boxes: Packed,
+    min_points: int,
+    max_points: int,
+    limit: int = _checks.LARGEST_COUNT,
+) -> tuple[Tensor | None, int, int]:
+    """How many points each object is wanted to have, where that is told one by one; the least and the most of all.
+
+    ``min_points`` and ``num_points`` are a caller's, checked here to be at most ``limit``.
+    """
+    _checks.count("min_points", min_points, limit)
+    if num_points is None:
+        return None, min_points, max(min_points, max_points)
+    if isinstance(num_points, int) and not isinstance(num_points, bool):
+        _checks.count("num_points", num_points, limit)
+        return None, max(min_points, num_points), max(min_points, num_points)
+    return pack_counts("num_points", num_points, boxes), min_points, max(min_points, max_points)
 
 
 def pack_counts(name: str, counts: Any, boxes: Packed) -> Tensor:

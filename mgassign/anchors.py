@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_objects, pack_quota, pack_scene
 from .assign import Assignment
 
 __all__ = ["AnchorAssignment", "anchor_mutual_guidance_assign", "max_iou_assign"]
@@ -180,23 +180,15 @@ def anchor_mutual_guidance_assign(
     """
     _checks.tensor("anchors", anchors)
     _checks.shape("anchors", anchors, ("A", 4))
-    _checks.tensor("pred_boxes", pred_boxes, like=anchors)
-    _checks.tensor("pred_logits", pred_logits, like=anchors)
-    boxes, labels = pack_objects(gt_boxes, gt_labels, like=anchors)
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, anchors.shape[0], 4))
-    _checks.shape("pred_logits", pred_logits, (boxes.num_images, anchors.shape[0], "C"))
+    boxes, labels = pack_scene(
+        anchors.shape[0], pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels, like=anchors
+    )
     _checks.number("sigma", sigma, above=1)
     _checks.number("positive", positive, above=0, at_most=1)
     _checks.number("ignore", ignore, above=0, at_most=positive)
-    _checks.count("min_points", min_points)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
     _checks.choice("activation", activation, ("sigmoid", "none"))
-    wanted, max_points = None, _checks.LARGEST_COUNT
-    if isinstance(num_points, int) and not isinstance(num_points, bool):
-        _checks.count("num_points", num_points)
-        min_points = max_points = max(min_points, num_points)
-    elif num_points is not None:
-        wanted = pack_counts("num_points", num_points, boxes)
+    quota = pack_quota(num_points, boxes, min_points, _checks.LARGEST_COUNT)
     return Assignment(
         *_library.call(
             torch.ops.mgassign.anchor_mutual_guidance_assign.default,
@@ -207,12 +199,11 @@ def anchor_mutual_guidance_assign(
             labels.values,
             boxes.offsets,
             boxes.counts,
-            wanted,
+            quota[0],
             sigma,
             positive,
             ignore,
-            min_points,
-            max_points,
+            *quota[1:],
             ignore_share,
             1 if activation == "sigmoid" else 0,
         )

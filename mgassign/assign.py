@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_quota, pack_scene
 from .points import PointGrid
 
 __all__ = ["Assignment", "OriginalAssignment", "fcos_assign", "mutual_guidance_assign"]
@@ -116,24 +116,14 @@ def mutual_guidance_assign(
     (tensor([4]), torch.Size([1, 80]))
     """
     _checks.grid(grid)
-    _checks.tensor("pred_boxes", pred_boxes)
-    _checks.tensor("pred_logits", pred_logits, like=pred_boxes)
-    boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, grid.num_points, 4))
-    _checks.shape("pred_logits", pred_logits, (boxes.num_images, grid.num_points, "C"))
+    boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
     _checks.number("center_radius", center_radius, at_least=0)
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
-    _checks.count("min_points", min_points)
     _checks.flag("inside", inside)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
     _checks.choice("activation", activation, ("sigmoid", "none"))
-    wanted, max_points = None, _checks.LARGEST_COUNT
-    if isinstance(num_points, int) and not isinstance(num_points, bool):
-        _checks.count("num_points", num_points)
-        min_points = max_points = max(min_points, num_points)
-    elif num_points is not None:
-        wanted = pack_counts("num_points", num_points, boxes)
+    quota = pack_quota(num_points, boxes, min_points, _checks.LARGEST_COUNT)
     # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return Assignment(
         *_library.call(
@@ -145,12 +135,11 @@ def mutual_guidance_assign(
             boxes.offsets,
             boxes.counts,
             *grid.arguments,
-            wanted,
+            quota[0],
             center_radius,
             sigma,
             level_gate,
-            min_points,
-            max_points,
+            *quota[1:],
             inside,
             ignore_share,
             1 if activation == "sigmoid" else 0,

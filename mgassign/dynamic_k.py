@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, Packed, lists_run_eagerly, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_quota, pack_scene
 from .points import PointGrid
 from .settings import MOST_CHOSEN, SimOTA, SoftLabel
 
@@ -84,7 +84,8 @@ def sim_ota_assign(
     """
     if not isinstance(settings, SimOTA):
         raise TypeError(f"settings: expected SimOTA, got {type(settings).__name__}")
-    boxes, labels = _objects(grid, pred_boxes, pred_logits, gt_boxes, gt_labels)
+    _checks.grid(grid)
+    boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
     if pred_objectness is not None:
         _checks.tensor("pred_objectness", pred_objectness, like=pred_boxes)
         _checks.shape("pred_objectness", pred_objectness, (boxes.num_images, grid.num_points))
@@ -100,7 +101,7 @@ def sim_ota_assign(
             boxes.counts,
             *grid.arguments,
             pred_objectness,
-            *_counts(num_points, boxes, settings.best_overlaps),
+            *pack_quota(num_points, boxes, 0, settings.best_overlaps, MOST_CHOSEN),
             settings.best_overlaps,
             settings.center_radius,
             settings.inside,
@@ -157,7 +158,8 @@ def soft_label_assign(
     """
     if not isinstance(settings, SoftLabel):
         raise TypeError(f"settings: expected SoftLabel, got {type(settings).__name__}")
-    boxes, labels = _objects(grid, pred_boxes, pred_logits, gt_boxes, gt_labels)
+    _checks.grid(grid)
+    boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
     _checks.choice("activation", activation, ("none", "sigmoid"))
     return DynamicKAssignment(
         *_library.call(
@@ -169,7 +171,7 @@ def soft_label_assign(
             boxes.offsets,
             boxes.counts,
             *grid.arguments,
-            *_counts(num_points, boxes, settings.best_overlaps),
+            *pack_quota(num_points, boxes, 0, settings.best_overlaps, MOST_CHOSEN),
             settings.best_overlaps,
             settings.center_radius,
             settings.overlap_weight,
@@ -177,27 +179,3 @@ def soft_label_assign(
             1 if activation == "sigmoid" else 0,
         )
     )
-
-
-def _objects(
-    grid: PointGrid, pred_boxes: Tensor, pred_logits: Tensor, gt_boxes: Objects, gt_labels: Objects
-) -> tuple[Packed, Packed]:
-    _checks.grid(grid)
-    _checks.tensor("pred_boxes", pred_boxes)
-    _checks.tensor("pred_logits", pred_logits, like=pred_boxes)
-    boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, grid.num_points, 4))
-    _checks.shape("pred_logits", pred_logits, (boxes.num_images, grid.num_points, "C"))
-    return boxes, labels
-
-
-def _counts(num_points: int | Objects | None, boxes: Packed, best_overlaps: int) -> tuple[Tensor | None, int, int]:
-    """How many points an object wants, where that is not for its overlaps to say; at least and at most so many."""
-    if num_points is None:
-        return None, 1, best_overlaps
-    if isinstance(num_points, int) and not isinstance(num_points, bool):
-        _checks.count("num_points", num_points)
-        if num_points > MOST_CHOSEN:
-            raise ValueError(f"num_points: expected at most {MOST_CHOSEN}, got {num_points}")
-        return None, num_points, num_points
-    return pack_counts("num_points", num_points, boxes), 0, best_overlaps

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, lists_run_eagerly, pack_counts, pack_objects
+from ._objects import Objects, lists_run_eagerly, pack_quota, pack_scene
 from .points import PointGrid
 from .settings import MOST_CHOSEN, TaskAligned
 from .targets import take
@@ -86,24 +86,11 @@ def task_aligned_assign(
     (tensor(10), tensor(1.), tensor(1.))
     """
     _checks.grid(grid)
-    _checks.tensor("pred_boxes", pred_boxes)
-    _checks.tensor("pred_scores", pred_scores, like=pred_boxes)
-    boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, grid.num_points, 4))
-    _checks.shape("pred_scores", pred_scores, (boxes.num_images, grid.num_points, "C"))
+    boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_scores", pred_scores, gt_boxes, gt_labels)
     if not isinstance(settings, TaskAligned):
         raise TypeError(f"settings: expected TaskAligned, got {type(settings).__name__}")
-    _checks.count("min_points", min_points)
     _checks.choice("activation", activation, ("none", "sigmoid"))
-    wanted, most = None, settings.k
-    if isinstance(num_points, int) and not isinstance(num_points, bool):
-        _checks.count("num_points", num_points)
-        most = num_points
-    elif num_points is not None:
-        wanted = pack_counts("num_points", num_points, boxes)
-    most = max(most, min_points)
-    if most > MOST_CHOSEN:
-        raise ValueError(f"num_points, min_points: expected at most {MOST_CHOSEN}, got {most}")
+    quota = pack_quota(num_points, boxes, min_points, settings.k, MOST_CHOSEN)
     # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return TaskAlignedAssignment(
         *_library.call(
@@ -115,9 +102,7 @@ def task_aligned_assign(
             boxes.offsets,
             boxes.counts,
             *grid.arguments,
-            wanted,
-            min_points,
-            most,
+            *quota,
             settings.keep or 0,
             settings.alpha,
             settings.beta,

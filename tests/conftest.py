@@ -59,3 +59,11 @@ def coco_boxes_file(pytestconfig: pytest.Config) -> Path:
     if path is None or not path.exists():
         pytest.skip("no coco_val2017_boxes.npz (give its folder by --data or MGASSIGN_DATA)")
     return path
+
+
+@pytest.fixture
+def fresh_compiler():
+    """A compiler that has compiled nothing yet."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,10 @@ from mgassign import Assignment, PointGrid, mutual_guidance_assign, reference
 
 STRIDES = (8, 16, 32, 64, 128)
 GRID_NAMES = ("heights", "widths", "strides", "spacings", "offsets", "ranges")  # of PointGrid.arguments, in the schemas
+
+
+def equal(found: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgassign import anchor_mutual_guidance_assign, max_iou_assign, reference
 from mgassign.reference import anchors as reference_anchors
 from scenes import boxes as any_box
-from scenes import random_boxes
+from scenes import equal, random_boxes
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 nan, inf = math.nan, math.inf
@@ -236,11 +236,11 @@ def test_forms_dtypes_and_strides(scalar_math):
     ]  # fmt: skip
     padded[0][padded[1] == -1] = torch.tensor([3.0, 3, 90, 90])  # valid boxes that take no part
     lists = [torch.where((padded[1] == -1)[b][: len(t)], -1, t) for b, t in enumerate(scene.gt_labels)]
-    assert all(torch.equal(a, b) for a, b in zip(lists, scene.gt_labels, strict=True))
+    assert equal(lists, scene.gt_labels)
     jagged = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (scene.gt_boxes, scene.gt_labels)]
     for boxes, labels in (padded, jagged):
         again = anchor_mutual_guidance_assign(*scene[:3], boxes, labels, activation="none")
-        assert all(torch.equal(a, b) for a, b in zip(again[:3], found[:3], strict=True))
+        assert equal(again[:3], found[:3])
         assert torch.equal(max_iou_assign(scene.anchors, boxes, gt_labels=labels).owner, matched.owner)
 
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -248,7 +248,7 @@ def test_forms_dtypes_and_strides(scalar_math):
         widened = AnchorScene(*(t.float() for t in narrow), *scene[3:])
         columns = [t.transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for t in narrow]
         again = anchor_mutual_guidance_assign(*columns, *scene[3:], activation="none")
-        assert all(torch.equal(a, b) for a, b in zip(again, widened.guide(), strict=True))
+        assert equal(again, widened.guide())
         assert not any(result.requires_grad for result in again)
         assert torch.equal(max_iou_assign(columns[0], scene.gt_boxes).owner, widened.match(False).owner)
 
@@ -267,7 +267,7 @@ def test_images_one_by_one_and_any_number_of_threads():
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert equal(results[0], other)
     for b in range(3):
         alone = AnchorScene(scene.anchors, *(t[b : b + 1] for t in scene[1:])).guide(num_points=20)
         assert torch.equal(alone.cls[0], results[0][0][b])

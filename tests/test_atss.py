@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mgassign
 from mgassign import AtssAssignment, PointGrid, atss_assign, reference
-from scenes import GRIDS, STRIDES, random_boxes
+from scenes import GRIDS, STRIDES, equal, random_boxes
 from scenes import boxes as any_box
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
@@ -113,7 +113,7 @@ def test_forms_and_dtypes():
     jagged = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels)]
     for form in (padded, jagged):
         again = atss_assign(grid, form[0], gt_labels=form[1])
-        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+        assert equal(again, expected)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         narrow = [of_image.to(dtype).requires_grad_() for of_image in boxes]
         again = atss_assign(grid, narrow)
@@ -131,7 +131,7 @@ def test_images_one_by_one_and_any_number_of_threads():
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert equal(results[0], other)
     for b, of_image in enumerate(boxes):
         assert torch.equal(atss_assign(grid, [of_image]).owner[0], results[0].owner[b])
 
@@ -179,7 +179,7 @@ def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
             packed = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels)]
         *found, positives = step(*packed)
         expected = atss_assign(grid, boxes)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert equal(found, expected)
         assert positives == (expected.owner >= 0).sum()
     assert compilations <= 3
     torch.compiler.reset()
@@ -197,7 +197,7 @@ def test_exports():
     exported = torch.export.export(Model(), (boxes,), dynamic_shapes=({1: objects},))
     more = torch.stack(draw((9, 9), (64, 96), 1))
     found = exported.module()(more)
-    assert all(torch.equal(a, b) for a, b in zip(found, atss_assign(grid, more, topk=5), strict=True))
+    assert equal(found, atss_assign(grid, more, topk=5))
 
 
 def test_an_assignment_is_saved_and_loaded(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from dynamic_k_agreement import unexplained
 from mgassign import DynamicKAssignment, PointGrid, SimOTA, SoftLabel, reference, sim_ota_assign, soft_label_assign
 from mgassign.reference.dynamic_k import sim_ota_costs, soft_label_costs
-from scenes import GRIDS, STRIDES, Scene, random_boxes, scene, scene_of, scenes
+from scenes import GRIDS, STRIDES, Scene, equal, random_boxes, scene, scene_of, scenes
 
 inf, nan = torch.inf, torch.nan
 
@@ -39,10 +38,6 @@ EACH = pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS.keys())
 def assign(of: Scene, settings: SimOTA | SoftLabel, **more) -> DynamicKAssignment:
     function = sim_ota_assign if isinstance(settings, SimOTA) else soft_label_assign
     return function(of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, settings, **more)
-
-
-def equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def costs_of(
@@ -257,13 +252,6 @@ def test_any_number_of_threads_gives_the_same():
         torch.set_num_threads(before)
     for others in results[1:]:
         assert equal(results[0], others)
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("settings", [SimOTA.YOLOX, SoftLabel.MMDET], ids=["SimOTA", "SoftLabel"])

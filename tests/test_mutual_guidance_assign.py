@@ -19,7 +19,7 @@ from mgassign import (
     reference,
     topk_per_object,
 )
-from scenes import STRIDES, Scene, scene
+from scenes import STRIDES, Scene, equal, scene
 from test_building_blocks import NO_BOXES
 
 nan, inf = math.nan, math.inf
@@ -45,10 +45,6 @@ SETTINGS = [
     {"inside": True, "center_radius": 0.0},
     {"center_radius": 0.0, "level_gate": False, "activation": "none"},
 ]
-
-
-def equal(found, expected) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scenes import GRID_NAMES, scene
+from scenes import GRID_NAMES, equal, scene
 from test_library import calls
 
 nan, inf = math.nan, math.inf
@@ -170,7 +170,7 @@ def test_a_tensor_of_another_dtype_or_strides_is_refused_or_read_right(name, arg
                 refuses(name, arguments, key, other)
             else:
                 found = results(name, {**arguments, key: other})
-                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+                assert equal(found, expected)
 
 
 # What each setting may not be, wherever it stands.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, dense_scores, reference, task_aligned_assign
-from scenes import GRIDS, STRIDES, Scene, random_boxes, scene, scene_of, scenes
+from scenes import GRIDS, STRIDES, Scene, equal, random_boxes, scene, scene_of, scenes
 from task_aligned_agreement import answers
 
 inf, nan = torch.inf, torch.nan
@@ -39,10 +38,6 @@ SETTINGS = {
 def assign(of: Scene, settings: TaskAligned = TaskAligned.ULTRALYTICS, **more) -> TaskAlignedAssignment:
     arguments = {"activation": "sigmoid", **more}
     return task_aligned_assign(of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, settings, **arguments)
-
-
-def equal(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def check(of: Scene, settings: TaskAligned, **more) -> int:
@@ -286,13 +281,6 @@ def test_dense_scores():
         dense_scores(None, found.target, of.gt_labels, 6)
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("form", ["padded", "jagged"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
@@ -384,8 +372,8 @@ ERRORS = {
     ),
     "no settings": ({"settings": "ULTRALYTICS"}, TypeError, "settings: expected TaskAligned, got str"),
     "number below 0": ({"num_points": -1}, ValueError, "num_points: expected at least 0, got -1"),
-    "too many": ({"num_points": 129}, ValueError, "num_points, min_points: expected at most 128, got 129"),
-    "too many at least": ({"min_points": 129}, ValueError, "num_points, min_points: expected at most 128, got 129"),
+    "too many": ({"num_points": 129}, ValueError, "num_points: expected at most 128, got 129"),
+    "too many at least": ({"min_points": 129}, ValueError, "min_points: expected at most 128, got 129"),
     "numbers of other objects": (
         {"num_points": torch.tensor([1, 2])}, ValueError, "num_points: expected shape [1], got [2]",
     ),

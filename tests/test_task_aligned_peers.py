@@ -19,7 +19,7 @@ from torch import Tensor
 from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, task_aligned_assign
 from peers import PEERS
 from scenarios import Inputs
-from scenes import random_boxes, scene_of
+from scenes import equal, random_boxes, scene_of
 from task_aligned_agreement import answers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -242,7 +242,7 @@ def test_nan_concerns_its_own_point_alone_and_the_peers_whole_object(name, what)
 
     point = int((by_peer(name, inputs)[2] >= 0).nonzero()[0])
     broken, poor = changed(torch.nan, torch.nan), changed(0.0, -torch.inf)  # a box without area, a probability of 0
-    assert all(torch.equal(a, b) for a, b in zip(ours(broken), ours(poor), strict=True))
+    assert equal(ours(broken), ours(poor))
     differ = (by_peer(name, broken) != by_peer(name, poor))[2]
     differ[point] = False
     assert differ.any()

@@ -117,7 +117,7 @@ def main() -> None:
 
     for name in ("csrc", "mgassign", "tests", "build/release"):  # the last: the scalar math as it is
         shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=NOT_COPIED)
-    ours = "".join(p.read_text() for p in [WORK / "csrc/checks.h", *(WORK / "csrc/cpu").glob("*.[ch]*")])
+    ours = "".join(p.read_text() for p in [*(WORK / "csrc").glob("*.h"), *(WORK / "csrc/cpu").glob("*.[ch]*")])
     (WORK / "torch.h").write_text("".join(sorted(set(re.findall("#include <.*>\n", ours)))))  # all of it compiled once
     runs([*CXX, *HEADERS, "torch.h", "-o", "torch.h.gch"])
     units = [WORK / "csrc/library.cpp", *sorted((WORK / "csrc/cpu").glob("*.cpp"))]

@@ -213,10 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   const Settings settings{static_cast<float>(sigma), activation == 1, static_cast<float>(positive),
                           static_cast<float>(ignore), static_cast<float>(ignore_share)};
 
-  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
-  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  Tensor counts = new_tensor(gt_boxes, {gt_labels.numel()}, ScalarType::Long);
+  auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
   if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);

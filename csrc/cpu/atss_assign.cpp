@@ -5,7 +5,6 @@
 // was taken is handed out image by image.
 #include <torch/csrc/stable/library.h>
 
-#include "../math/rules/atss.h"
 #include "choose.h"
 
 namespace mgassign::cpu {

@@ -9,6 +9,7 @@
 // an object chooses, and who gets a contested point.
 #pragma once
 
+#include "../rules.h"
 #include "steps.h"
 
 namespace mgassign::cpu {

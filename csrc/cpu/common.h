@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "../checks.h"
+#include "../memory.h"
 
 // Compiles a loop for SSE2, AVX2 and AVX-512 and picks one when the library loads. Without contraction
 // all three give the same bits. Sanitizers run before the picking is done, so they get the plain loop.

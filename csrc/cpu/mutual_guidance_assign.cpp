@@ -176,10 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
 
-  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
-  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  Tensor counts = new_tensor(gt_boxes, {gt_labels.numel()}, ScalarType::Long);
+  auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
   if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
 
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();

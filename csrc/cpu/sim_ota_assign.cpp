@@ -1,7 +1,6 @@
 // SimOTA: dynamic_k.h has the passes.
 #include <torch/csrc/stable/library.h>
 
-#include "../math/rules/sim_ota.h"
 #include "dynamic_k.h"
 
 namespace mgassign::cpu {

@@ -1,7 +1,6 @@
 // Dynamic soft labels: dynamic_k.h has the passes.
 #include <torch/csrc/stable/library.h>
 
-#include "../math/rules/soft_label.h"
 #include "dynamic_k.h"
 
 namespace mgassign::cpu {

@@ -5,7 +5,6 @@
 // image; contests, some points at a time; targets, image by image.
 #include <torch/csrc/stable/library.h>
 
-#include "../math/rules/task_aligned.h"
 #include "choose.h"
 
 namespace mgassign::cpu {

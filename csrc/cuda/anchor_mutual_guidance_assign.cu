@@ -186,10 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
 
   const Queue queue(gt_boxes);
-  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
-  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  Tensor counts = new_tensor(gt_boxes, {num_objects}, ScalarType::Long);
+  auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
   queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
   if (num_images == 0 || num_points == 0) return {cls, loc, original, counts, iou};
 

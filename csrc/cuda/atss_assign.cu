@@ -4,7 +4,6 @@
 //   2. select, a block for each object: its threads find the nearest points of one level after the other, then take
 //      those that overlap the object more than most;
 //   3. finish, a thread for each point: from keys to owners and overlaps; points in regions.
-#include "../math/rules/atss.h"
 #include "choose.cuh"
 
 namespace mgassign::cuda {

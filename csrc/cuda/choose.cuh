@@ -2,6 +2,7 @@
 // threads go through the object's points together and keep the best of them in shared memory.
 #pragma once
 
+#include "../rules.h"
 #include "steps.cuh"
 
 namespace mgassign::cuda {

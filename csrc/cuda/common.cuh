@@ -22,6 +22,7 @@
 
 #include "../checks.h"
 #include "../math/boxes.h"
+#include "../memory.h"
 
 namespace mgassign::cuda {
 

@@ -235,10 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   check(pred_logits.size(2) <= std::numeric_limits<int32_t>::max(), "pred_logits: expected fewer than 2^31 classes");
 
   const Queue queue(gt_boxes);
-  const auto new_owners = [&] { return new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long); };
-  Tensor cls = new_owners(), loc = new_owners(), original = new_owners();
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  Tensor counts = new_tensor(gt_boxes, {num_objects}, ScalarType::Long);
+  auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
   if (num_images == 0) {
     queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
     return {cls, loc, original, counts, iou};

@@ -4,7 +4,6 @@
 //   3. contest, a warp for each choice: a point that several chose goes to the highest overlap of all objects in whose
 //      window it lies. Of those that chose it, the one with the best claim sees to it;
 //   4. finish, a block for each object: the best of the points it holds, targets.
-#include "../math/rules/task_aligned.h"
 #include "choose.cuh"
 
 namespace mgassign::cuda {

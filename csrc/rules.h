@@ -1,0 +1,89 @@
+// The rules of assigners that choose first, made of an operator's arguments and checked.
+#pragma once
+
+#include "checks.h"
+#include "math/rules/atss.h"
+#include "math/rules/sim_ota.h"
+#include "math/rules/soft_label.h"
+#include "math/rules/task_aligned.h"
+
+namespace mgassign {
+
+// Points that an object may choose.
+constexpr int64_t kMostChosen = 128;
+
+// task_aligned_assign: the rule, and how many points an object chooses and keeps.
+inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
+                                     double raise_below, double least_side, int64_t contest, double epsilon,
+                                     int64_t activation) {
+  check(alpha >= 0 && is_finite(static_cast<float>(alpha)), "alpha: expected a finite number of at least 0, got ",
+        alpha);
+  check(beta > 0 && is_finite(static_cast<float>(beta)), "beta: expected a finite number above 0, got ", beta);
+  check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
+  check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
+  check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
+  for (const double number : {margin, raise_below, least_side, epsilon})
+    check(number >= 0 && is_finite(static_cast<float>(number)),
+          "margin, raise_below, least_side, epsilon: expected finite numbers of at least 0, got ", margin, ", ",
+          raise_below, ", ", least_side, ", ", epsilon);
+  check_activation(activation);
+  return {Power(alpha),
+          Power(beta),
+          overlap == 1,
+          candidates == 1,
+          static_cast<float>(margin),
+          static_cast<float>(raise_below),
+          static_cast<float>(least_side),
+          contest == 1,
+          static_cast<float>(epsilon),
+          activation == 1};
+}
+
+inline void check_chosen(int64_t max_points, int64_t keep) {
+  check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
+  check(0 <= keep && keep <= kMostChosen, "keep: expected 0 (all) to ", kMostChosen, ", got ", keep);
+}
+
+// sim_ota_assign, soft_label_assign
+inline DynamicK make_dynamic_k(int64_t best_overlaps, double overlap_weight, double epsilon) {
+  check(1 <= best_overlaps && best_overlaps <= kMostChosen, "best_overlaps: expected 1 to ", kMostChosen, ", got ",
+        best_overlaps);
+  check(static_cast<float>(overlap_weight) > 0 && is_finite(static_cast<float>(overlap_weight)) &&
+            static_cast<float>(epsilon) > 0 && is_finite(static_cast<float>(epsilon)),
+        "overlap_weight, epsilon: expected finite numbers above 0, got ", overlap_weight, " and ", epsilon);
+  return {static_cast<int32_t>(best_overlaps), static_cast<float>(overlap_weight), static_cast<float>(epsilon)};
+}
+
+inline SimOta make_sim_ota(int64_t best_overlaps, double center_radius, bool inside, double penalty,
+                           double overlap_weight, double class_weight, double epsilon, int64_t activation) {
+  check_center_radius(center_radius);
+  check(penalty >= 0 && is_finite(static_cast<float>(penalty)) && class_weight >= 0 &&
+            is_finite(static_cast<float>(class_weight)),
+        "penalty, class_weight: expected finite numbers of at least 0, got ", penalty, " and ", class_weight);
+  check_activation(activation);
+  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon),
+          center_radius,
+          inside,
+          static_cast<float>(penalty),
+          static_cast<float>(class_weight),
+          activation == 1};
+}
+
+inline SoftLabel make_soft_label(int64_t best_overlaps, double center_radius, double overlap_weight, double epsilon,
+                                 int64_t activation) {
+  check_center_radius(center_radius);
+  check_activation(activation);
+  return {make_dynamic_k(best_overlaps, overlap_weight, epsilon), static_cast<float>(center_radius), activation == 1};
+}
+
+// atss_assign
+inline Atss make_atss(double anchor_scale, int64_t topk) {
+  check(anchor_scale > 0 && is_finite(static_cast<float>(anchor_scale)),
+        "anchor_scale: expected a finite number above 0, got ", anchor_scale);
+  check(1 <= topk && topk <= kMostChosen, "topk: expected 1 to ", kMostChosen, ", got ", topk);
+  int32_t side = 1;
+  while (side * side < topk) ++side;
+  return {anchor_scale, static_cast<int32_t>(topk), side};
+}
+
+}  // namespace mgassign
