@@ -117,7 +117,9 @@ struct TopList {
 
   // Who scores less is not taken any more; after shrink().
   __device__ float bar(int32_t most, float floor) const {
-    return most > 0 && count == most ? choices[most - 1].score : floor;
+    const float score = most > 0 && count == most ? choices[most - 1].score : floor;
+    __syncthreads();  // before another offer
+    return score;
   }
 };
 
