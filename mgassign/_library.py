@@ -31,10 +31,6 @@ OPERATORS = (
 )
 
 
-#: Those of them that have no CUDA kernels yet.
-CPU_ONLY = ("sim_ota_assign", "soft_label_assign")
-
-
 def _find(name: str) -> Path | None:
     """The compiled library of that name beside this file."""
     candidates = (Path(__file__).with_name(name + suffix) for suffix in (".abi3.so", ".so", ".pyd"))
@@ -101,14 +97,13 @@ _library = torch.library.Library("mgassign", "IMPL")
 
 
 def _refuse_cuda(*args: Any, **kwargs: Any) -> NoReturn:
-    reason = no_cuda_reason or f"{', '.join(CPU_ONLY)} are written for the CPU alone as yet"
-    raise RuntimeError(f"mgassign: no CUDA kernels: {reason}")
+    raise RuntimeError(f"mgassign: no CUDA kernels: {no_cuda_reason}")
 
 
 for _name in OPERATORS:
     # Assignments carry no gradient: step over autograd, whatever the inputs require.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    if cuda_library is None or _name in CPU_ONLY:
+    if cuda_library is None:
         _library.impl(_name, _refuse_cuda, "CUDA")
 
 

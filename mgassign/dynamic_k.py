@@ -45,9 +45,9 @@ def sim_ota_assign(
     ``best_overlaps`` highest overlaps with boxes predicted in the pool add up to, rounded down, but at least one. A point
     that several objects chose goes to the one of all objects that it costs least.
 
-    Equal costs go to the lower point index, then to the lower object index. The result is the same for any number of
-    threads and any instruction set, run after run. Nothing here is differentiable, and no matrix of points and objects is
-    made. There are no CUDA kernels yet.
+    Equal costs go to the lower point index, then to the lower object index. The result is the same on every device, for
+    any number of threads and any instruction set, run after run. Nothing here is differentiable, nothing waits for a
+    GPU, and no matrix of points and objects is made.
 
     Objects come in the forms of :func:`mutual_guidance_assign`, with padding (label -1) and regions (label -2) as
     there: a point without object that lies strictly inside a region has owner -2.
@@ -72,8 +72,8 @@ def sim_ota_assign(
 
     Raises:
         TypeError: if an argument's type or dtype is not as above.
-        ValueError: if a shape, device, count, label or value is not as above.
-        RuntimeError: on CUDA, for which there are no kernels yet.
+        ValueError: if a shape, device, count or value is not as above. Another label is told on CPU; on CUDA such a
+            label counts as probability 0.
 
     >>> grid = PointGrid.for_image((64, 64), strides=(8, 16))
     >>> boxes = grid.decode(torch.full((1, grid.num_points, 4), 16.0))

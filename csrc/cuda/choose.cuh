@@ -9,10 +9,13 @@ namespace mgassign::cuda {
 
 constexpr int kChoosers = 128;  // threads of a block
 
-__device__ inline Location location_of(const Levels& levels, int32_t point) {
+__device__ inline const Level& level_of(const Levels& levels, int32_t point) {
   int i = levels.count - 1;
   while (point < levels.level[i].first_point) --i;
-  return levels.level[i].location_of(point);
+  return levels.level[i];
+}
+__device__ inline Location location_of(const Levels& levels, int32_t point) {
+  return level_of(levels, point).location_of(point);
 }
 
 // Whose a point is that no object has: nobody's, or to be ignored where it lies strictly inside a region. Without
@@ -38,11 +41,13 @@ struct Window {
   int32_t row[kMaxLevels], column[kMaxLevels], across[kMaxLevels];
   int32_t begin[kMaxLevels + 1];  // the number of a level's first point; at the end, of all
 
-  // All threads of the block call it.
-  __device__ void open(const Levels& levels, const Box& box, float margin) {
+  // box_of(level) tells where they lie. All threads of the block call it.
+  template <typename BoxOf>
+  __device__ void open(const Levels& levels, const BoxOf& box_of, float margin) {
     const int i = threadIdx.x;
     if (i < levels.count) {
       const Level& level = levels.level[i];
+      const Box box = box_of(level);
       const Span columns = strictly_between(level.x, level.width, box.x1, box.x2, margin);
       const Span rows = strictly_between(level.y, level.height, box.y1, box.y2, margin);
       row[i] = static_cast<int32_t>(rows.begin);

@@ -86,11 +86,12 @@ inline unsigned blocks_for(int64_t units, int64_t units_per_block) {
 // take alike: a kernel for each combination of two dtypes would be sixteen.
 template <int kDims>
 struct FloatView {
-  const void* data;
-  int64_t stride[kDims];
-  ScalarType dtype;
-  bool wide;  // four numbers in a row are one read
+  const void* data = nullptr;  // of no tensor
+  int64_t stride[kDims] = {};
+  ScalarType dtype = ScalarType::Float;
+  bool wide = false;  // four numbers in a row are one read
 
+  FloatView() = default;
   explicit FloatView(const Tensor& tensor) : data(tensor.const_data_ptr()), dtype(tensor.scalar_type()) {
     for (int d = 0; d < kDims; ++d) stride[d] = tensor.stride(d);
     wide = dtype == ScalarType::Float && stride[kDims - 1] == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;

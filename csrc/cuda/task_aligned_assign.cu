@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
     if (threadIdx.x == 0) t.num_chosen[row] = 0;
     return;
   }
-  window.open(t.levels, t.rule.anywhere ? everywhere() : own.window, t.rule.anywhere ? 0.0f : t.rule.margin);
+  const Box bounds = t.rule.anywhere ? everywhere() : own.window;
+  window.open(t.levels, [&](const Level&) { return bounds; }, t.rule.anywhere ? 0.0f : t.rule.margin);
   list.clear();
   const int32_t count = window.begin[t.levels.count];
   float bar = 0.0f, least = 0.0f;
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
   const int64_t first_row = t.objects.of(image).first;
   const Objective own(t, image, first_row, static_cast<int32_t>(row - first_row));
   if (!own.takes_part) return;
-  window.open(t.levels, own.window, t.rule.margin);
+  window.open(t.levels, [&](const Level&) { return own.window; }, t.rule.margin);
   list.clear();
   if (threadIdx.x == 0) best_score = best_overlap = ordered(0.0f);
   __syncthreads();

@@ -36,6 +36,12 @@ struct DynamicK {
     return larger(least, 0.0f) * 0.9999f;
   }
 
+  // What the place may cost where a point costs no more than `limit`: more than that, where overlaps may cost less than
+  // nothing. The factor is room for roundings.
+  MGASSIGN_HD float limit_of_place(float limit) const {
+    return larger((limit - cost_of_overlap(1.0f)) * 1.0001f, 0.0f);
+  }
+
   // How many points an object chooses, of the sum of its best overlaps.
   MGASSIGN_HD static int64_t number_of_points(double sum) {
     const int64_t number = static_cast<int64_t>(static_cast<float>(sum));

@@ -1,0 +1,415 @@
+// SimOTA and dynamic soft labels in three launches, for up to 256 images at a time:
+//   1. prepare, a warp for each tile of points: nobody's, unless they lie in a region; which of them are in the pool,
+//      the sums over classes of those, and the box around their predictions;
+//   2. choose, a block for each object: the best overlaps, found in the tiles whose predictions it touches, say how
+//      many points it chooses; its threads price the points of a window, which widens until no other can cost as
+//      little, and the cheapest are kept in shared memory;
+//   3. contest, a warp for each choice: a point that several chose goes to the object that it costs least, of all. Of
+//      those that chose it, the one that it costs least sees to it.
+//
+// A Rule is SimOta or SoftLabel.
+#pragma once
+
+#include "choose.cuh"
+
+namespace mgassign::cuda {
+
+constexpr int kPreparers = 128;  // threads of a block that prepares points
+constexpr int kBlocks = 8;       // of a multiprocessor: registers enough for each thread
+
+template <typename Rule>
+struct DynamicKTask {
+  Levels levels;
+  Rule rule;
+  ObjectRows objects;
+  int32_t num_images;  // of this launch
+  int64_t first_row;   // of its objects
+  const float* gt_boxes;
+  const int64_t* gt_labels;
+  const int64_t* wanted;  // [N]: how many points an object chooses; null: as its overlaps say
+  Quota quota;
+  FloatView<3> pred_boxes, pred_scores;
+  FloatView<2> objectness;  // of no data: there is none
+  int64_t num_points, num_classes, num_tiles;
+  unsigned long long* best;  // [B, P]: key of the object that chose the point and that it costs least; 0: none
+  Box* around;               // [B, tiles]: the box around what a tile's points of the pool predict
+  float* sum;                // [B, P]: over classes, of points in the pool; infinite elsewhere
+  Choice* choices;           // [N, quota.most]; scores are costs below 0, claims are overlaps
+  int32_t* num_chosen;       // [N]
+  int64_t* owner;            // [B, P]
+  float* iou;                // [B, P]; until the contest, as an integer: how many objects chose the point
+
+  __device__ bool in_pool(int64_t image, int32_t point) const { return sum[image * num_points + point] < kInfinity; }
+  __device__ int32_t* count(int64_t place) const { return reinterpret_cast<int32_t*>(iou) + place; }
+
+  // What is no box is empty: it overlaps nothing.
+  __device__ Box predicted(int64_t image, int32_t point) const {
+    const Box box = pred_boxes.box_at(image * pred_boxes.stride[0] + point * pred_boxes.stride[1]);
+    return is_valid(box) ? box : Box{0.0f, 0.0f, 0.0f, 0.0f};
+  }
+
+  // How sure a point is that it sees an object at all, as the rule has scores.
+  __device__ float objectness_of(int64_t image, int32_t point) const {
+    if (!objectness.data) return 0.0f;
+    return plain_score(objectness.at(image * objectness.stride[0] + point * objectness.stride[1]));
+  }
+  __device__ float score(float raw, float objectness_of_point) const {
+    return objectness.data ? rule.with_objectness(plain_score(raw), objectness_of_point) : plain_score(raw);
+  }
+  __device__ float plain_score(float raw) const { return rule.sigmoid ? rule.of_logit(raw) : rule.of_probability(raw); }
+};
+
+// A point of the pool, as objects look at it.
+template <typename Rule>
+struct Offer {
+  int64_t image;
+  int32_t point;
+  Box box;
+  float area;
+
+  __device__ Offer(const DynamicKTask<Rule>& t, int64_t image, int32_t point)
+      : image(image), point(point), box(t.predicted(image, point)), area(area_of(box)) {}
+};
+
+// An object, as a block or a warp works for it.
+template <typename Rule>
+struct Bidder {
+  bool takes_part;
+  int32_t index;  // within its image
+  Box box;
+  float area;
+  int64_t scores;  // where its class's scores of the image begin, -1 where there is no such class
+
+  __device__ Bidder(const DynamicKTask<Rule>& t, int64_t image, int64_t first_row, int32_t index)
+      : index(index), box(object_box(t.gt_boxes, first_row + index)), area(area_of(box)) {
+    const int64_t label = t.gt_labels[first_row + index];
+    takes_part = takes_part_in_contests(box, label);
+    scores =
+        label >= 0 && label < t.num_classes ? image * t.pred_scores.stride[0] + label * t.pred_scores.stride[2] : -1;
+  }
+
+  // The negative of what a point costs; of infinity where that is more than `most` anyway, or no number.
+  __device__ float bid(const DynamicKTask<Rule>& t, const Offer<Rule>& offer, float overlap, float most) const {
+    const Level& level = level_of(t.levels, offer.point);
+    const float of_overlap = t.rule.cost_of_overlap(overlap);
+    const float of_place = t.rule.cost_of_place(box, static_cast<float>(level.stride), level.location_of(offer.point));
+    if (of_overlap + of_place > most) return -kInfinity;  // classes never cost less than 0
+    const float nothing = t.rule.sigmoid ? -kInfinity : 0.0f;
+    const float raw = scores < 0 ? nothing : t.pred_scores.at(scores + offer.point * t.pred_scores.stride[1]);
+    const float score = t.score(raw, t.objectness_of(offer.image, offer.point));
+    const float of_class = t.rule.cost_of_class(t.sum[offer.image * t.num_points + offer.point], score, overlap);
+    const float cost = (of_class + of_overlap) + of_place;
+    return cost < kInfinity ? 0.0f - cost : -kInfinity;  // of the two zeros, the same for all
+  }
+};
+
+// What all classes of a point cost as background: half a warp takes a sum each. All lanes call it.
+template <typename Rule>
+__device__ float sum_over_classes(const DynamicKTask<Rule>& t, int64_t image, int32_t point) {
+  const int own = threadIdx.x % Rule::kSums;
+  const float objectness = t.objectness_of(image, point);
+  const int64_t at = image * t.pred_scores.stride[0] + point * t.pred_scores.stride[1];
+  float sum = 0.0f, product = 1.0f;
+  int round = 0;
+  for (int64_t base = 0; base < t.num_classes; base += Rule::kSums, ++round) {
+    if (base + own < t.num_classes)
+      t.rule.add(sum, product, t.score(t.pred_scores.at(at + (base + own) * t.pred_scores.stride[2]), objectness));
+    if (round % Rule::kFactors == Rule::kFactors - 1) t.rule.close(sum, product);
+  }
+  t.rule.close(sum, product);
+  for (int half = Rule::kSums / 2; half > 0; half /= 2) sum += __shfl_xor_sync(kAllLanes, sum, half);
+  return sum;
+}
+
+// Whether a point, one for each lane of a tile, lies in a window of one of the objects. All lanes call it.
+template <typename Rule>
+__device__ bool is_in_pool(const DynamicKTask<Rule>& t, const ObjectRows::Rows& rows, const Place& place) {
+  const int lane = threadIdx.x % kWarp;
+  const float stride = static_cast<float>(t.levels.level[place.level].stride);
+  bool found = false;
+  for (int32_t base = 0; base < rows.count; base += kWarp) {
+    if (__all_sync(kAllLanes, found || !place.exists)) break;
+    Box box{};
+    bool takes_part = false;
+    if (base + lane < rows.count) {
+      box = object_box(t.gt_boxes, rows.first + base + lane);
+      takes_part = takes_part_in_contests(box, t.gt_labels[rows.first + base + lane]);
+    }
+    for (int i = 0; i < t.rule.num_windows(); ++i) {
+      const Box own = t.rule.window(box, stride, i);
+      unsigned near = __ballot_sync(kAllLanes, takes_part && touches(own, place.tile));
+      for (; near; near &= near - 1) {
+        const int whose = __ffs(near) - 1;
+        const Box window{__shfl_sync(kAllLanes, own.x1, whose), __shfl_sync(kAllLanes, own.y1, whose),
+                         __shfl_sync(kAllLanes, own.x2, whose), __shfl_sync(kAllLanes, own.y2, whose)};
+        found |= strictly_inside(place.x, place.y, window);
+      }
+    }
+  }
+  return found && place.exists;
+}
+
+template <typename Rule>
+__global__ void __launch_bounds__(kPreparers, kBlocks)
+    dynamic_k_prepare_kernel(const __grid_constant__ DynamicKTask<Rule> t) {
+  static_assert(2 * Rule::kSums == kWarp);
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t tile = blockIdx.x * (kPreparers / kWarp) + threadIdx.x / kWarp;
+  if (tile >= t.num_tiles) return;
+  const int64_t image = t.objects.first_image + blockIdx.y;
+  const ObjectRows::Rows rows = t.objects.of(image);
+  const Place place = place_of(t.levels, tile, lane);
+  const int32_t point = place.exists ? place.point : 0;
+  const int64_t owner = owner_in_regions(t.levels, rows, t.gt_boxes, t.gt_labels, point);
+  const bool in_pool = is_in_pool(t, rows, place);
+
+  float sum = kInfinity;
+  for (unsigned left = __ballot_sync(kAllLanes, in_pool); left;) {  // two at a time
+    const int first = __ffs(left) - 1;
+    left &= left - 1;
+    const int second = left ? __ffs(left) - 1 : first;
+    left &= left - 1;
+    const int whose = lane < Rule::kSums ? first : second;
+    const float of_pair = sum_over_classes(t, image, __shfl_sync(kAllLanes, point, whose));
+    const float of_first = __shfl_sync(kAllLanes, of_pair, 0), of_second = __shfl_sync(kAllLanes, of_pair, Rule::kSums);
+    if (lane == first) sum = of_first;
+    if (lane == second) sum = of_second;
+  }
+
+  const Box predicted = t.predicted(image, point);
+  const Box around = bounds_of_warp(predicted, in_pool && is_valid(predicted));
+  if (lane == 0) t.around[image * t.num_tiles + tile] = around;
+  if (!place.exists) return;
+  const int64_t at = image * t.num_points + point;
+  t.owner[at] = owner;
+  t.best[at] = 0;
+  *t.count(at) = 0;
+  t.sum[at] = sum;
+}
+
+// Leaves in the list the points of the pool whose predictions overlap an object most. All threads of the block call it.
+template <typename Rule>
+__device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, const Bidder<Rule>& own, TopList& list,
+                                   int32_t most) {
+  __shared__ int32_t near[kChoosers], num_near;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float bar = 0.0f;
+  list.clear();
+  for (uint32_t base = 0; base < t.num_tiles; base += kChoosers) {
+    if (threadIdx.x == 0) num_near = 0;
+    __syncthreads();
+    const uint32_t tile = base + threadIdx.x;
+    if (tile < t.num_tiles && touches(t.around[image * t.num_tiles + tile], own.box))
+      near[atomicAdd(&num_near, 1)] = static_cast<int32_t>(tile);
+    __syncthreads();
+    const int32_t tiles = num_near;
+    for (int32_t i = 0; i < tiles; i += kChoosers / kWarp) {
+      Choice mine{0.0f, 0, 0.0f};
+      if (i + warp < tiles) {
+        const Place place = place_of(t.levels, near[i + warp], lane);
+        if (place.exists && t.in_pool(image, place.point)) {
+          const Offer<Rule> offer(t, image, place.point);
+          mine.point = place.point;
+          mine.score = mine.claim = iou_of(offer.box, offer.area, own.box, own.area);
+        }
+      }
+      if (list.offer(mine.score > 0.0f && mine.score >= bar, mine, most)) bar = list.bar(most, 0.0f);
+    }
+    __syncthreads();  // nobody still asks how many are near
+  }
+  list.shrink(most);
+}
+
+// Leaves in the list the points of the pool that cost an object least; there are `most` that cost `limit` or less. All
+// threads of the block call it.
+template <typename Rule>
+__device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const Bidder<Rule>& own, TopList& list,
+                              int32_t most, float limit) {
+  __shared__ Window window;
+  // Few points are looked at first: as many as chosen show what the others must not exceed.
+  for (float within = t.rule.first_limit(limit);;) {
+    const float of_place = t.rule.limit_of_place(within);
+    const auto reach = [&](const Level& level) {
+      return t.rule.window_within(own.box, static_cast<float>(level.stride), of_place);
+    };
+    window.open(t.levels, reach, 0.0f);
+    list.clear();
+    const int32_t count = window.begin[t.levels.count];
+    float worst = kInfinity, least = t.rule.least_overlap(within);
+    for (int32_t base = 0; base < count; base += kChoosers) {
+      Choice mine{-kInfinity, 0, 0.0f};
+      if (base + static_cast<int32_t>(threadIdx.x) < count) {
+        mine.point = window.point(t.levels, base + threadIdx.x);
+        if (t.in_pool(image, mine.point)) {
+          const Offer<Rule> offer(t, image, mine.point);
+          const Overlap both = overlap_of(offer.box, offer.area, own.box, own.area);
+          if (!(both.intersection <= least * both.total)) {
+            mine.claim = both.iou();
+            mine.score = own.bid(t, offer, mine.claim, worst);
+          }
+        }
+      }
+      if (!list.offer(mine.score > -kInfinity && mine.score >= -worst, mine, most)) continue;
+      worst = -list.bar(most, -kInfinity);
+      least = larger(least, t.rule.least_overlap(worst));
+    }
+    list.shrink(most);
+    const float wider = smaller(limit, -list.bar(most, -kInfinity));
+    if (!(wider > within)) return;
+    within = wider;
+  }
+}
+
+template <typename Rule>
+__global__ void __launch_bounds__(kChoosers, kBlocks)
+    dynamic_k_choose_kernel(const __grid_constant__ DynamicKTask<Rule> t) {
+  static_assert(kChoosers >= kMostChosen, "a thread for each of the best overlaps");
+  __shared__ TopList list;
+  __shared__ int32_t number;
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
+  if (image < 0) return;
+  const int64_t first_row = t.objects.of(image).first;
+  const Bidder<Rule> own(t, image, first_row, static_cast<int32_t>(row - first_row));
+  if (threadIdx.x == 0) t.num_chosen[row] = 0;
+  if (!own.takes_part) return;
+
+  // The best overlaps are enough to say how many points are chosen, and to bound what they cost.
+  const int32_t quota = static_cast<int32_t>(t.quota.most);
+  find_best_overlaps(t, image, own, list, quota > t.rule.best_overlaps ? quota : t.rule.best_overlaps);
+  const int32_t count = list.count;
+  if (threadIdx.x == 0) {
+    double sum = 0.0;
+    for (int32_t i = 0; i < count && i < t.rule.best_overlaps; ++i) sum += list.choices[i].score;
+    number = static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[row] : Rule::number_of_points(sum)));
+  }
+  __syncthreads();
+  const int32_t most = number;
+  if (most == 0) return;
+
+  float limit = kInfinity;
+  if (count >= most) {
+    Choice mine{-kInfinity, 0, 0.0f};
+    if (static_cast<int32_t>(threadIdx.x) < count) {
+      mine = list.choices[threadIdx.x];
+      mine.score = own.bid(t, Offer<Rule>(t, image, mine.point), mine.claim, kInfinity);
+    }
+    list.clear();
+    list.offer(mine.score > -kInfinity, mine, most);
+    list.shrink(most);
+    limit = -list.bar(most, -kInfinity);
+  }
+  find_cheapest(t, image, own, list, most, limit);
+  for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
+    const Choice choice = list.choices[i];
+    const int64_t place = image * t.num_points + choice.point;
+    t.choices[row * quota + i] = choice;
+    atomicMax(&t.best[place], key_of(choice.score, own.index));
+    atomicAdd(t.count(place), 1);
+  }
+  if (threadIdx.x == 0) t.num_chosen[row] = list.count;
+}
+
+template <typename Rule>
+__global__ void __launch_bounds__(kChoosers, kBlocks)
+    dynamic_k_contest_kernel(const __grid_constant__ DynamicKTask<Rule> t) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t row = t.first_row + blockIdx.x;
+  const int64_t image = t.objects.image_of(row, t.num_images);
+  if (image < 0) return;
+  const ObjectRows::Rows rows = t.objects.of(image);
+  for (int32_t i = warp; i < t.num_chosen[row]; i += kChoosers / kWarp) {
+    const Choice choice = t.choices[row * t.quota.most + i];
+    const int64_t place = image * t.num_points + choice.point;
+    unsigned long long best = key_of(choice.score, static_cast<int32_t>(row - rows.first));
+    if (t.best[place] != best) continue;  // another one's to see to
+    float overlap = choice.claim;
+    if (*t.count(place) > 1) {
+      const Offer<Rule> offer(t, image, choice.point);
+      const float least = t.rule.least_overlap(-choice.score);
+      for (int32_t g = lane; g < rows.count; g += kWarp) {
+        const Bidder<Rule> rival(t, image, rows.first, g);
+        if (!rival.takes_part) continue;
+        const Overlap both = overlap_of(offer.box, offer.area, rival.box, rival.area);
+        if (both.intersection <= least * both.total) continue;
+        const unsigned long long key = key_of(rival.bid(t, offer, both.iou(), -claim_of(best)), g);
+        best = key > best ? key : best;
+      }
+      __syncwarp();
+      best = largest_of_warp(best);
+      const Box winner = object_box(t.gt_boxes, rows.first + object_of(best));
+      overlap = iou_of(offer.box, offer.area, winner, area_of(winner));
+    }
+    __syncwarp();  // all know how many chose the point
+    if (lane > 0) continue;
+    t.owner[place] = object_of(best);
+    t.iou[place] = overlap;
+  }
+}
+
+template <typename Rule>
+std::tuple<Tensor, Tensor> dynamic_k_assign(const Rule& rule, const Grid& grid, const Tensor& pred_boxes,
+                                            const Tensor& pred_scores, const std::optional<Tensor>& objectness,
+                                            const Tensor& gt_boxes, const Tensor& gt_labels,
+                                            const std::optional<Tensor>& gt_offsets,
+                                            const std::optional<std::vector<int64_t>>& gt_counts,
+                                            const std::optional<Tensor>& wanted, const Quota& quota) {
+  const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
+  const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
+  if (objectness) check_objectness(*objectness, pred_scores);
+  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+
+  const Queue queue(gt_boxes);
+  Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
+  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  const int64_t all_points = num_images * num_points;
+  if (all_points == 0) return {owner, iou};
+
+  // One workspace: 12 bytes per point, 16 per tile of them, 12 k + 4 per object.
+  const int64_t num_tiles = tiles_of(grid), all_tiles = num_images * num_tiles, all_choices = num_objects * quota.most;
+  const int64_t bytes = 12 * all_points + all_tiles * sizeof(Box) + all_choices * sizeof(Choice) + 4 * num_objects;
+  Tensor workspace = new_tensor(gt_boxes, {(bytes + 7) / 8}, ScalarType::Long);
+  auto* const best = reinterpret_cast<unsigned long long*>(workspace.mutable_data_ptr<int64_t>());
+  auto* const around = reinterpret_cast<Box*>(best + all_points);
+  auto* const sum = reinterpret_cast<float*>(around + all_tiles);
+  auto* const choices = reinterpret_cast<Choice*>(sum + all_points);
+
+  DynamicKTask<Rule> task{Levels(grid),
+                          rule,
+                          {},
+                          0,
+                          0,
+                          gt_boxes.const_data_ptr<float>(),
+                          gt_labels.const_data_ptr<int64_t>(),
+                          wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
+                          quota,
+                          FloatView<3>(pred_boxes),
+                          FloatView<3>(pred_scores),
+                          objectness ? FloatView<2>(*objectness) : FloatView<2>(),
+                          num_points,
+                          pred_scores.size(2),
+                          num_tiles,
+                          best,
+                          around,
+                          sum,
+                          choices,
+                          reinterpret_cast<int32_t*>(choices + all_choices),
+                          owner.mutable_data_ptr<int64_t>(),
+                          iou.mutable_data_ptr<float>()};
+  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
+    task.objects = rows;
+    task.num_images = static_cast<int32_t>(images);
+    task.first_row = rows.listed ? rows.row_of[0] : 0;
+    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : num_objects;
+    queue.launch(dynamic_k_prepare_kernel<Rule>, dim3(blocks_for(num_tiles, kPreparers / kWarp), images), kPreparers,
+                 task);
+    if (num_rows == 0) return;
+    const dim3 blocks(static_cast<unsigned>(num_rows));
+    queue.launch(dynamic_k_choose_kernel<Rule>, blocks, kChoosers, task);
+    queue.launch(dynamic_k_contest_kernel<Rule>, blocks, kChoosers, task);
+  });
+  return {owner, iou};
+}
+
+}  // namespace mgassign::cuda
