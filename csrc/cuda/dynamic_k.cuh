@@ -15,7 +15,7 @@
 namespace mgassign::cuda {
 
 constexpr int kPreparers = 128;  // threads of a block that prepares points
-constexpr int kBlocks = 8;       // of a multiprocessor: registers enough for each thread
+constexpr int kBlocks = 7;       // of a multiprocessor: registers enough for each thread
 
 template <typename Rule>
 struct DynamicKTask {
