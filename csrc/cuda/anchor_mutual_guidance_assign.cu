@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_count_kernel(const __gr
   const bool box_ignored = lies_in_region(predicted.box, rows, g.gt_boxes, g.gt_labels, g.ignore_share, lane);
   for (const int contest : {kByBox, kByClass}) {
     const Standing& standing = g.standing[contest];
-    count_standing(standing.count + rows.first, exists ? standing.owner[at] : -1, lane);
+    const int32_t slot = count_standing(standing.count + rows.first, exists ? standing.owner[at] : -1, lane);
+    if (exists) standing.slot[at] = slot;
   }
   const int32_t owner = exists ? g.standing[kByAnchor].owner[at] : -1;
   const float score = owner >= 0 ? g.standing[kByAnchor].score[at] : 0.0f;
@@ -190,16 +191,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
   if (num_images == 0 || num_points == 0) return {cls, loc, original, counts, iou};
 
-  // One workspace: 40 bytes per point, 40 per object, 12 per image.
+  // One workspace: 52 bytes per point, 40 per object, 12 per image.
   const int64_t all_points = num_images * num_points;
   const int64_t num_counters = 3 * num_images + 4 * num_objects;
   const int64_t zeroed = kContests * num_objects + (num_counters + 1) / 2;
-  Tensor workspace = new_tensor(gt_boxes, {zeroed + (2 + kContests) * all_points}, ScalarType::Long);
+  Tensor workspace =
+      new_tensor(gt_boxes, {zeroed + 2 * all_points + (3 * kContests * all_points + 1) / 2}, ScalarType::Long);
   int64_t* const best = workspace.mutable_data_ptr<int64_t>();
   int32_t* const counters = reinterpret_cast<int32_t*>(best + kContests * num_objects);
   int64_t* const segments = best + zeroed;
   int32_t* const owners = reinterpret_cast<int32_t*>(segments + 2 * all_points);
-  float* const scores = reinterpret_cast<float*>(owners + kContests * all_points);
+  int32_t* const slots = owners + kContests * all_points;
+  float* const scores = reinterpret_cast<float*>(slots + kContests * all_points);
   queue.zero(best, zeroed * sizeof(int64_t));
   int32_t* const filled = counters;  // of three selections
   int32_t* const of_objects = counters + 3 * num_images;
@@ -227,7 +230,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                     of_objects + 3 * num_objects};
   for (int contest = 0; contest < kContests; ++contest) {
     int32_t* const count = contest == kByAnchor ? nullptr : of_objects + contest * num_objects;
-    guidance.standing[contest] = {owners + contest * all_points, scores + contest * all_points, count};
+    const int64_t at = contest * all_points;
+    guidance.standing[contest] = {owners + at, slots + at, scores + at, count};
     guidance.best[contest] = reinterpret_cast<unsigned long long*>(best + contest * num_objects);
   }
   const unsigned point_blocks = blocks_for(num_points, kAnchorThreads);

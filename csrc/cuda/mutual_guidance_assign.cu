@@ -108,11 +108,11 @@ __device__ void meet_all(BestFit& best_fit, const Object* objects, int count, co
 
 __device__ void write_standing(const Standing& standing, int64_t at, int64_t first_row, bool exists,
                                const Champion& champion, int lane) {
-  if (exists) {
-    standing.owner[at] = champion.index;
-    standing.score[at] = champion.score;
-  }
-  count_standing(standing.count + first_row, champion.index, lane);
+  const int32_t slot = count_standing(standing.count + first_row, champion.index, lane);
+  if (!exists) return;
+  standing.owner[at] = champion.index;
+  standing.slot[at] = slot;
+  standing.score[at] = champion.score;
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
@@ -241,13 +241,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
     return {cls, loc, original, counts, iou};
   }
 
-  // One workspace: 32 bytes per point, 12 per object, 8 per image.
+  // One workspace: 40 bytes per point, 12 per object, 8 per image.
   const int64_t all_points = num_images * num_points;
   const int64_t num_counters = 2 * num_images + 3 * num_objects;
-  Tensor workspace = new_tensor(gt_boxes, {4 * all_points + (num_counters + 1) / 2}, ScalarType::Long);
+  Tensor workspace = new_tensor(gt_boxes, {5 * all_points + (num_counters + 1) / 2}, ScalarType::Long);
   int64_t* const segments = workspace.mutable_data_ptr<int64_t>();
   int32_t* const owners = reinterpret_cast<int32_t*>(segments + 2 * all_points);
-  float* const scores = reinterpret_cast<float*>(owners + 2 * all_points);
+  int32_t* const slots = owners + 2 * all_points;
+  float* const scores = reinterpret_cast<float*>(slots + 2 * all_points);
   int32_t* const filled = reinterpret_cast<int32_t*>(scores + 2 * all_points);
   int32_t* const num_standing = filled + 2 * num_images;
   int32_t* const num_original = num_standing + 2 * num_objects;
@@ -273,8 +274,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                           cls.mutable_data_ptr<int64_t>(),
                           loc.mutable_data_ptr<int64_t>(),
                           iou.mutable_data_ptr<float>(),
-                          {owners, scores, num_standing},
-                          {owners + all_points, scores + all_points, num_standing + num_objects},
+                          {owners, slots, scores, num_standing},
+                          {owners + all_points, slots + all_points, scores + all_points, num_standing + num_objects},
                           num_original};
   constexpr unsigned kMostRows = 65535;  // of a grid
   competition.blocks = blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps);

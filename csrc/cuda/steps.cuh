@@ -29,6 +29,16 @@ __device__ inline float smallest_of_warp(float value) {
 #endif
 __device__ inline float largest_of_warp(float value) { return -smallest_of_warp(-value); }
 
+// The bits that any lane has.
+__device__ inline uint32_t any_bits_of_warp(uint32_t bits) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int step = kWarp / 2; step > 0; step /= 2) bits |= __shfl_xor_sync(kAllLanes, bits, step);
+  return bits;
+#else
+  return __reduce_or_sync(kAllLanes, bits);
+#endif
+}
+
 __device__ inline Box bounds_of_warp(const Box& box, bool valid) {
   return {smallest_of_warp(valid ? box.x1 : kInfinity), smallest_of_warp(valid ? box.y1 : kInfinity),
           largest_of_warp(valid ? box.x2 : -kInfinity), largest_of_warp(valid ? box.y2 : -kInfinity)};
@@ -266,17 +276,21 @@ __device__ inline bool takes_part_in_contests(const Box& box, int64_t label) {
   return is_valid(box) && label != kPadding && label != kRegion;
 }
 
-// Every point of a batch and the object it stands for, -1 for none; [B, P] each, rows counted per object [N].
+// Every point of a batch and the object it stands for, -1 for none, as which of the object's points; [B, P] each, rows
+// counted per object [N].
 struct Standing {
-  int32_t* owner;
+  int32_t *owner, *slot;
   float* score;
   int32_t* count;
 };
 
-// Lanes of the same owner count themselves together. All lanes call it.
-__device__ inline void count_standing(int32_t* count, int32_t owner, int lane) {
+// Lanes of the same owner count themselves together; as which of the owner's points each is counted. All lanes call it.
+__device__ inline int32_t count_standing(int32_t* count, int32_t owner, int lane) {
   const unsigned alike = __match_any_sync(kAllLanes, owner);
-  if (owner >= 0 && lane == __ffs(alike) - 1) atomicAdd(&count[owner], __popc(alike));
+  const int leader = __ffs(alike) - 1;
+  int32_t before = 0;
+  if (owner >= 0 && lane == leader) before = atomicAdd(&count[owner], __popc(alike));
+  return __shfl_sync(kAllLanes, before, leader) + __popc(alike & ((1u << lane) - 1));
 }
 
 // Selection: each object keeps its best points. `chosen` holds negative numbers and gets the objects' indices.

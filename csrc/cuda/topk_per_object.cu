@@ -1,9 +1,10 @@
 // Competition, then selection: each point stands for its best object, each object keeps its k best points.
 //
-// Three launches: a memset of the counters; competition, a warp for each point, its lanes across the objects;
-// selection, a block for up to 32 objects of an image and a task. The block gathers the points of its objects from the
-// owners of all points, each object's together. Then it finds the score of every object's k-th best, for all at once,
-// since one object may have all of the points or each a handful: warps take 32 points of one object at a time.
+// Three launches: a memset of the counters; competition, a warp for each point, its lanes across the objects, which
+// also tells each point its place among those of its object; selection, a block for up to 32 objects of an image and a
+// task. The block reads the owners of all points and puts those of its objects together, each object's in a segment. A
+// warp keeps the best of a segment of up to 64 points, two to a lane, told apart bit by bit. Of larger ones the block
+// finds the range of scores where the k-th best lies, digit by digit and for all at once, until a warp can do the rest.
 //
 // Own code, not CUB: segments are of any number and length, known on the device alone, and only the k-th
 // largest of each is wanted, not their order.
@@ -18,6 +19,7 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocks = kTuring ? 2 : 3;  // on a multiprocessor, where they select: leaves the 40 registers it needs
 constexpr int kObjects = kWarp;           // of a block: one a lane where their segments are laid out
 constexpr int kAtOnce = 4;                // owners that a thread reads
+constexpr int kFew = 2 * kWarp;           // points that a warp chooses from by itself
 constexpr int kDigits = 256;
 constexpr int kDigitBits = 8;
 
@@ -28,6 +30,11 @@ __device__ uint64_t rank_key(float score, uint32_t point) {
 }
 __device__ int64_t point_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 __device__ float score_of(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
+
+// Where k-th best scores are sought first: 256 digits tell apart 16 scores from each power of two down to 2^-16 to the
+// next, up to 1. If it is none of these: among all keys.
+constexpr uint64_t kUsualLow = 0x37800000ull << 32;
+constexpr int kUsualWidth = 59, kFullWidth = 63;
 
 // How many points an object may keep.
 __device__ int64_t quota_of(const Selection& s, int64_t row) {
@@ -45,43 +52,110 @@ __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
 
 // The objects of a block and the points that stand for them.
 struct alignas(16) Group {
-  int32_t begin[kObjects], end[kObjects];  // of each object's segment; while it fills, up to where
-  int32_t runs_before[kObjects];           // a run is up to 32 points of a segment, a warp's work
-  int32_t digits[kObjects][kDigits];       // how many points have this digit next
-  uint64_t least[kObjects];                // the digits so far of the k-th best; at last, all from here on are kept
-  int32_t left[kObjects];                  // how many of those that begin with these digits are kept; 0: known
-};
+  int2 segment[kObjects];         // where each object's points begin, and how many they are
+  int32_t runs_before[kObjects];  // a run is up to 32 points of a large segment, a warp's work
+  // The k-th best is one of the keys from `low` on, of a range 2^width wide: so many of the segment are inside it, and
+  // so many of these are kept, with all above it.
+  uint64_t low[kObjects];
+  int32_t width[kObjects], inside[kObjects], kept[kObjects];
+  int32_t above[kObjects];   // the usual range
+  int32_t listed[kObjects];  // of those inside, a few, in the end
+  int32_t digits[kObjects]
+                [kDigits];  // how many of those inside have this digit; in the end they themselves: see list()
 
-// Calls each(object, position in the segments) for the points of all objects that are asked for, an object at a time.
+  __device__ bool is_large(int object) const { return segment[object].y > kFew; }
+  __device__ bool is_open(int object) const { return kept[object] < inside[object]; }
+  __device__ uint64_t* list(int object) { return reinterpret_cast<uint64_t*>(digits[object]); }
+};
+static_assert(kFew * sizeof(uint64_t) <= kDigits * sizeof(int32_t));
+
+// Calls each(object, key) for the points of all large segments that are asked for, an object at a time.
 template <typename Asked, typename Each>
-__device__ void for_each_point(const Group& group, int32_t num_runs, const Asked& asked, const Each& each) {
+__device__ void for_each_point(const Group& group, int32_t num_runs, const uint64_t* segments, const Asked& asked,
+                               const Each& each) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int32_t run = warp; run < num_runs; run += kWarps) {
-    // The last one that begins no later: those without points begin where the next one does.
+    // The last one that begins no later: those without runs begin where the next one does.
     const int object = __popc(__ballot_sync(kAllLanes, group.runs_before[lane] <= run)) - 1;
     if (!asked(object)) continue;
-    const int32_t i = group.begin[object] + (run - group.runs_before[object]) * kWarp + lane;
-    if (i < group.end[object]) each(object, i);
+    const int32_t i = (run - group.runs_before[object]) * kWarp + lane;
+    const int2 segment = group.segment[object];
+    if (i < segment.y) each(object, segments[segment.x + i]);
   }
 }
 
-// Finds the next digit of an object's k-th best point. A warp's work.
+__device__ int shift_of(int width) { return width > kDigitBits ? width - kDigitBits : 0; }
+
+// Narrows the range of an object's k-th best point by a digit. A warp's work.
 __device__ void choose_digit(Group& group, int object, int shift, int lane) {
   // A lane looks at a few digits, the first lane at the largest ones.
   constexpr int kDigitsOfLane = kDigits / kWarp;
   const int32_t* const digits = group.digits[object];
-  const int32_t k = group.left[object];
+  const int32_t k = group.kept[object] - group.above[object];
   int digit = kDigits - 1 - lane * kDigitsOfLane;
   int32_t in_lane = 0;
   for (int i = 0; i < kDigitsOfLane; ++i) in_lane += digits[digit - i];
-  int32_t above = sum_of_lanes_below(in_lane, lane);
-  const int holder = __ffs(__ballot_sync(kAllLanes, above + in_lane >= k)) - 1;
+  int32_t before = sum_of_lanes_below(in_lane, lane);
+  const unsigned reached = k > 0 ? __ballot_sync(kAllLanes, before + in_lane >= k) : 0;
   __syncwarp();  // all have read what is written now
-  if (lane != holder) return;
-  while (above + digits[digit] < k) above += digits[digit--];
-  group.least[object] |= static_cast<uint64_t>(digit) << shift;
-  // Where all that begin like this are kept, no further digit matters. At the last one it is a single point.
-  group.left[object] = digits[digit] == k - above ? 0 : k - above;
+  if (lane == 0) group.above[object] = 0;
+  if (reached == 0) {
+    if (lane == 0) {
+      group.low[object] = 0;
+      group.width[object] = kFullWidth;
+    }
+  } else if (lane == __ffs(reached) - 1) {
+    while (before + digits[digit] < k) before += digits[digit--];
+    group.low[object] += static_cast<uint64_t>(digit) << shift;
+    group.width[object] = shift;
+    group.inside[object] = digits[digit];
+    group.kept[object] = k - before;
+  }
+}
+
+// Calls keep(key) for the k best of the keys of a warp, kEach to a lane, of which those that are 0 are none.
+template <int kEach, typename Keep>
+__device__ void keep_best(const uint64_t (&key)[kEach], int32_t k, int lane, const Keep& keep) {
+  unsigned open[kEach], kept[kEach];  // lanes
+  int32_t num_open = 0;
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    open[e] = __ballot_sync(kAllLanes, key[e] != 0);
+    kept[e] = 0;
+    num_open += __popc(open[e]);
+  }
+  // From the highest bit on: of those that are alike so far, who has it is better than who has not.
+  for (int half = 1; half >= 0 && k < num_open; --half) {
+    uint32_t word[kEach], ones = 0, zeros = 0;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      word[e] = static_cast<uint32_t>(key[e] >> (32 * half));
+      if (open[e] >> lane & 1) ones |= word[e], zeros |= ~word[e];
+    }
+    const uint32_t differs = any_bits_of_warp(ones) & any_bits_of_warp(zeros);
+    for (uint32_t bit = differs ? 1u << (31 - __clz(differs)) : 0; bit; bit >>= 1) {
+      unsigned with[kEach];
+      int32_t num_with = 0;
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        with[e] = __ballot_sync(kAllLanes, (word[e] & bit) != 0) & open[e];
+        num_with += __popc(with[e]);
+      }
+      const bool all_kept = num_with <= k;
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        kept[e] |= all_kept ? with[e] : 0;
+        open[e] = all_kept ? open[e] ^ with[e] : with[e];
+      }
+      num_open = all_kept ? num_open - num_with : num_with;
+      k -= all_kept ? num_with : 0;
+      if (k == 0 || k == num_open) break;
+    }
+    if (k == 0) num_open = 0;
+  }
+#pragma unroll
+  for (int e = 0; e < kEach; ++e)
+    if ((kept[e] | (num_open ? open[e] : 0)) >> lane & 1) keep(key[e]);
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __grid_constant__ Selection s) {
@@ -93,10 +167,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
   const ObjectRows::Rows rows = s.objects.of(image);
   const int64_t first_point = image * s.num_points;
   const int32_t* const owner = s.standing[task].owner + first_point;
+  const int32_t* const slot = s.standing[task].slot + first_point;
   const float* const score = s.standing[task].score + first_point;
   const int32_t* const standing = s.standing[task].count + rows.first;
   uint64_t* const segments = reinterpret_cast<uint64_t*>(s.segments[task] + first_point);
-  const bool aligned = reinterpret_cast<uintptr_t>(owner) % sizeof(int4) == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(owner) | reinterpret_cast<uintptr_t>(slot) | reinterpret_cast<uintptr_t>(score)) %
+          sizeof(int4) ==
+      0;
   const int size = s.objects_per_block;
   const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
 
@@ -109,91 +187,112 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
 
   for (int64_t first = blockIdx.x * size; first < rows.count; first += static_cast<int64_t>(gridDim.x) * size) {
     const int64_t mine = first + lane;  // a lane is an object where segments are laid out
-    const bool exists = lane < size && mine < rows.count;
     if (warp == 0) {
-      const int32_t count = exists ? standing[mine] : 0;
-      const int32_t before = sum_of_lanes_below(count, lane);
+      const bool exists = lane < size && mine < rows.count;
+      const int32_t all = exists ? standing[mine] : 0;
+      const int32_t before = sum_of_lanes_below(all, lane);
       int32_t start = 0;
-      if (lane == kWarp - 1) start = atomicAdd(&s.filled[task * s.num_images + image], before + count);
-      group.begin[lane] = group.end[lane] = __shfl_sync(kAllLanes, start, kWarp - 1) + before;
-    }
-    __syncthreads();
-
-    for (uint32_t ahead = 0; ahead < num_points; ahead += kAtOnce * kThreads) {
-      const uint32_t base = ahead + kAtOnce * threadIdx.x;
-      int4 four = make_int4(-1, -1, -1, -1);
-      if (aligned && base + kAtOnce <= num_points) {
-        four = *reinterpret_cast<const int4*>(owner + base);
-      } else {
-        if (base < num_points) four.x = owner[base];
-        if (base + 1 < num_points) four.y = owner[base + 1];
-        if (base + 2 < num_points) four.z = owner[base + 2];
-        if (base + 3 < num_points) four.w = owner[base + 3];
-      }
-      const int32_t zeroth = static_cast<int32_t>(first);
-      const int32_t members[kAtOnce] = {four.x - zeroth, four.y - zeroth, four.z - zeroth, four.w - zeroth};
-      for (int i = 0; i < kAtOnce; ++i) {
-        const bool wanted = static_cast<uint32_t>(members[i]) < static_cast<uint32_t>(size);
-        if (__ballot_sync(kAllLanes, wanted) == 0) continue;
-        // Points of one object take their places together.
-        const int32_t object = wanted ? members[i] : -1;
-        const unsigned alike = __match_any_sync(kAllLanes, object);
-        const int leader = __ffs(alike) - 1;
-        int32_t slot = 0;
-        if (wanted && lane == leader) slot = atomicAdd(&group.end[object], __popc(alike));
-        slot = __shfl_sync(kAllLanes, slot, leader) + __popc(alike & ((1u << lane) - 1));
-        // Offsets that decrease let images share objects, whose counts are then too high for either.
-        const uint32_t j = base + i;
-        if (wanted && static_cast<uint32_t>(slot) < num_points) segments[slot] = rank_key(score[j], j);
-      }
-    }
-    __syncthreads();
-
-    if (warp == 0) {
-      int64_t k = 0;
-      if (exists) {
-        const int64_t row = rows.first + mine;
-        k = quota_of(s, row);
-      }
-      const int32_t all = static_cast<int32_t>(num_points);
-      const int32_t end = group.end[lane] < all ? group.end[lane] : all;
-      const int32_t n = k > 0 && group.begin[lane] >= 0 && end > group.begin[lane] ? end - group.begin[lane] : 0;
-      const int32_t runs = (n + kWarp - 1) / kWarp;
-      group.end[lane] = group.begin[lane] + n;
+      if (lane == kWarp - 1) start = atomicAdd(&s.filled[task * s.num_images + image], before + all);
+      const int64_t begin = static_cast<int64_t>(__shfl_sync(kAllLanes, start, kWarp - 1)) + before;
+      // Untrue offsets let images share objects, whose counts are then too high for either.
+      const int64_t room = begin >= 0 && begin < num_points ? num_points - begin : 0;
+      const int32_t count = static_cast<int32_t>(all < room ? all : room);
+      const int64_t quota = count > 0 ? quota_of(s, rows.first + mine) : 0;
+      const int32_t k = static_cast<int32_t>(quota < count ? (quota > 0 ? quota : 0) : count);
+      const int32_t runs = count > kFew && k > 0 ? (count + kWarp - 1) / kWarp : 0;
+      group.segment[lane] = make_int2(static_cast<int32_t>(begin), count);
       group.runs_before[lane] = sum_of_lanes_below(runs, lane);
       if (lane == kWarp - 1) num_runs = group.runs_before[lane] + runs;
-      group.least[lane] = 0;
-      group.left[lane] = k < n ? static_cast<int32_t>(k) : 0;
+      group.low[lane] = k < count ? kUsualLow : 0;
+      group.width[lane] = k < count ? kUsualWidth : kFullWidth;
+      group.inside[lane] = count;
+      group.kept[lane] = k;
+      group.above[lane] = group.listed[lane] = 0;
     }
     __syncthreads();
 
-    // Digit by digit from the top, until every object's k-th best is told from the next one.
-    for (int shift = 64 - kDigitBits; __ballot_sync(kAllLanes, group.left[lane] > 0) != 0; shift -= kDigitBits) {
-      int4* const digits = reinterpret_cast<int4*>(group.digits);
-      for (int i = threadIdx.x; i < size * kDigits / 4; i += kThreads) digits[i] = make_int4(0, 0, 0, 0);
+    // What no point takes holds none.
+    if (s.objects.offsets) {
+      for (int object = warp; object < size; object += kWarps)
+        for (int32_t i = lane; i < group.segment[object].y; i += kWarp) segments[group.segment[object].x + i] = 0;
       __syncthreads();
-      for_each_point(
-          group, num_runs, [&](int object) { return group.left[object] > 0; },
-          [&](int object, int32_t i) {
-            const uint64_t key = segments[i];
-            const bool goes_on = shift + kDigitBits == 64 || (key ^ group.least[object]) >> (shift + kDigitBits) == 0;
-            if (goes_on) atomicAdd(&group.digits[object][key >> shift & (kDigits - 1)], 1);
-          });
+    }
+    const auto member_of = [&](int32_t object) { return static_cast<uint32_t>(object - static_cast<int32_t>(first)); };
+    const auto put = [&](uint32_t member, int32_t slot, float score, uint32_t point) {
+      if (member >= static_cast<uint32_t>(size)) return;
+      const int2 segment = group.segment[member];
+      if (slot < segment.y) segments[segment.x + slot] = rank_key(score, point);
+    };
+    const uint32_t in_fours = aligned ? num_points / kAtOnce * kAtOnce : 0;
+    for (uint32_t j = kAtOnce * threadIdx.x; j < in_fours; j += kAtOnce * kThreads) {
+      const int4 owners = *reinterpret_cast<const int4*>(owner + j);
+      const uint32_t x = member_of(owners.x), y = member_of(owners.y), z = member_of(owners.z), w = member_of(owners.w);
+      if (min(min(x, y), min(z, w)) >= static_cast<uint32_t>(size)) continue;
+      const int4 slots = *reinterpret_cast<const int4*>(slot + j);
+      const float4 scores = *reinterpret_cast<const float4*>(score + j);
+      put(x, slots.x, scores.x, j);
+      put(y, slots.y, scores.y, j + 1);
+      put(z, slots.z, scores.z, j + 2);
+      put(w, slots.w, scores.w, j + 3);
+    }
+    for (uint32_t j = in_fours + threadIdx.x; j < num_points; j += kThreads)
+      if (const uint32_t member = member_of(owner[j]); member < static_cast<uint32_t>(size))
+        put(member, slot[j], score[j], j);
+    __syncthreads();
+
+    // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept.
+    const auto narrows = [&](int object) {
+      return group.is_large(object) && group.is_open(object) && group.inside[object] > kFew && group.kept[object] > 0;
+    };
+    while (__ballot_sync(kAllLanes, narrows(lane)) != 0) {
+      for (int object = warp; object < size; object += kWarps) {
+        if (!narrows(object)) continue;
+        int4* const digits = reinterpret_cast<int4*>(group.digits[object]);
+        for (int i = lane; i < kDigits / 4; i += kWarp) digits[i] = make_int4(0, 0, 0, 0);
+      }
+      __syncthreads();
+      for_each_point(group, num_runs, segments, narrows, [&](int object, uint64_t key) {
+        if (key < group.low[object]) return;
+        const uint64_t digit = (key - group.low[object]) >> shift_of(group.width[object]);
+        if (digit < kDigits)
+          atomicAdd(&group.digits[object][digit], 1);
+        else if (group.width[object] == kUsualWidth)  // those above a narrower range are known
+          atomicAdd(&group.above[object], 1);
+      });
       __syncthreads();
       for (int object = warp; object < size; object += kWarps)
-        if (group.left[object] > 0) choose_digit(group, object, shift, lane);
+        if (narrows(object)) choose_digit(group, object, shift_of(group.width[object]), lane);
       __syncthreads();
     }
 
+    const auto keep = [&](int object, uint64_t key) {
+      const int64_t at = first_point + point_of(key);
+      s.chosen[task][at] = s.ignored ? kIgnored : first + object;
+      if (task == 0 && s.iou) s.iou[at] = score_of(key);
+    };
     for_each_point(
-        group, num_runs, [](int) { return true; },
-        [&](int object, int32_t i) {
-          const uint64_t key = segments[i];
-          if (key < group.least[object]) return;
-          const int64_t at = first_point + point_of(key);
-          s.chosen[task][at] = s.ignored ? kIgnored : first + object;
-          if (task == 0 && s.iou) s.iou[at] = score_of(key);
+        group, num_runs, segments, [](int) { return true; },
+        [&](int object, uint64_t key) {
+          if (key < group.low[object] || key == 0) return;
+          if (!group.is_open(object) || (key - group.low[object]) >> group.width[object] != 0)
+            keep(object, key);
+          else
+            group.list(object)[atomicAdd(&group.listed[object], 1)] = key;
         });
+    __syncthreads();
+    for (int object = warp; object < size; object += kWarps) {
+      const bool large = group.is_large(object);
+      const int32_t count = large ? group.listed[object] : group.segment[object].y, k = group.kept[object];
+      if (count == 0 || k == 0) continue;
+      const auto key_at = [&](int32_t i) {
+        return i >= count ? 0 : large ? group.list(object)[i] : segments[group.segment[object].x + i];
+      };
+      const auto keep_own = [&](uint64_t key) { keep(object, key); };
+      if (count <= kWarp)
+        keep_best<1>({key_at(lane)}, k, lane, keep_own);
+      else
+        keep_best<2>({key_at(lane), key_at(kWarp + lane)}, k, lane, keep_own);
+    }
     __syncthreads();  // before the next group lays out its segments
   }
 }
@@ -225,7 +324,7 @@ __global__ void __launch_bounds__(kThreads) topk_compete_kernel(const __grid_con
     c.chosen[j] = kBackground;
     c.standing.owner[j] = champion.index;
     c.standing.score[j] = champion.score;
-    if (champion.index >= 0) atomicAdd(&c.standing.count[champion.index], 1);
+    if (champion.index >= 0) c.standing.slot[j] = atomicAdd(&c.standing.count[champion.index], 1);
   }
 }
 
@@ -256,13 +355,14 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   Tensor owners = new_tensor(scores, {num_points}, ScalarType::Long);
   if (num_points == 0) return owners;
 
-  // One workspace: 16 bytes per point, 4 per object.
-  Tensor workspace = new_tensor(scores, {2 * num_points + (1 + num_objects + 1) / 2}, ScalarType::Long);
+  // One workspace: 20 bytes per point, 4 per object.
+  Tensor workspace = new_tensor(scores, {(5 * num_points + 1 + num_objects + 1) / 2}, ScalarType::Long);
   int64_t* const segments = workspace.mutable_data_ptr<int64_t>();
   int32_t* const owner = reinterpret_cast<int32_t*>(segments + num_points);
-  float* const score = reinterpret_cast<float*>(owner + num_points);
+  int32_t* const slot = owner + num_points;
+  float* const score = reinterpret_cast<float*>(slot + num_points);
   int32_t* const filled = reinterpret_cast<int32_t*>(score + num_points);
-  const Standing standing{owner, score, filled + 1};
+  const Standing standing{owner, slot, score, filled + 1};
   queue.zero(filled, (1 + num_objects) * sizeof(int32_t));
 
   int64_t* const chosen = owners.mutable_data_ptr<int64_t>();
