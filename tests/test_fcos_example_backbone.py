@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +87,20 @@ def test_lite0_classifies_photographs(pytestconfig):
         pytest.skip("no voc2007test.tar.gz (give its folder by --data or MGASSIGN_DATA)")
     # ImageNet's classes of three of VOC's; the numbers are those of its 1,000.
     wanted = {"dog": set(range(151, 269)), "bird": set(range(7, 147)), "aeroplane": {404, 812, 895, 908}}
-    found: dict[str, list[bytes]] = {name: [] for name in wanted}
-    with tarfile.open(archive) as files:
-        names = files.getnames()
-        for name in sorted(n for n in names if n.endswith(".xml")):
-            text = files.extractfile(name).read().decode()
-            objects = [part.split("<name>")[1].split("<")[0] for part in text.split("<object>")[1:]]
-            (only, *others) = set(objects) or {""}
-            if only in found and not others and "<difficult>1" not in text and len(found[only]) < 20:
-                image = name.replace("Annotations", "JPEGImages").replace(".xml", ".jpg")
-                found[only].append(files.extractfile(image).read())
-            if all(len(images) == 20 for images in found.values()):
-                break
+
+    def read(suffix: str) -> Iterator[tuple[str, bytes]]:  # from front to back: back again is all of it once more
+        with tarfile.open(archive) as files:
+            yield from ((f.name, files.extractfile(f).read()) for f in files if f.name.endswith(suffix))
+
+    chosen: dict[str, list[str]] = {name: [] for name in wanted}
+    for name, content in sorted(read(".xml")):
+        text = content.decode()
+        objects = [part.split("<name>")[1].split("<")[0] for part in text.split("<object>")[1:]]
+        (only, *others) = set(objects) or {""}
+        if only in chosen and not others and "<difficult>1" not in text and len(chosen[only]) < 20:
+            chosen[only].append(name.replace("Annotations", "JPEGImages").replace(".xml", ".jpg"))
+    photographs = dict(read(".jpg"))
+    found = {name: [photographs[image] for image in images] for name, images in chosen.items()}
     network = efficientnet.EfficientNetLite0().eval()
     efficientnet.load_weights(network)
     right = 0

@@ -9,7 +9,9 @@ rounding allows both answers; see task_aligned_agreement.py. `--deep` compares m
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, task_aligned
 from peers import PEERS
 from scenarios import Inputs
 from scenes import equal, random_boxes, scene_of
-from task_aligned_agreement import answers
+from task_aligned_agreement import Answers, answers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -106,16 +108,28 @@ def compare(name: str, inputs: Inputs, settings: TaskAligned, count: Counter, **
     ours = task_aligned_assign(
         inputs.grid, inputs.pred_boxes, probabilities, inputs.gt_boxes, inputs.gt_labels, settings
     )
-    hold(ours, adapter.owners(results), adapter.targets(results), inputs, settings, count, name == "ultralytics-tal")
+    allowed = answers_of(inputs, settings)
+    hold(ours, adapter.owners(results), adapter.targets(results), allowed, count, name == "ultralytics-tal")
+
+
+def answers_of(inputs: Inputs, settings: TaskAligned) -> Callable[[int, bool], Answers]:
+    """What the points of an image may be given, found out once; an object may fill up."""
+    probabilities = inputs.pred_logits.sigmoid()
+
+    @cache
+    def of_image(b: int, fills_up: bool) -> Answers:
+        scene = inputs.pred_boxes[b], probabilities[b], inputs.gt_boxes[b], inputs.gt_labels[b]
+        return answers(inputs.grid, *scene, settings, fills_up=fills_up)
+
+    return of_image
 
 
 def hold(
-    ours: TaskAlignedAssignment, theirs: Tensor, targets: Tensor, inputs: Inputs, settings: TaskAligned, count: Counter,
-    fills_up: bool,
+    ours: TaskAlignedAssignment, theirs: Tensor, targets: Tensor, allowed: Callable[[int, bool], Answers],
+    count: Counter, fills_up: bool,
 ) -> None:  # fmt: skip
     """Counts where the two differ, and why."""
-    probabilities = inputs.pred_logits.sigmoid()
-    for b, (boxes, labels) in enumerate(zip(inputs.gt_boxes, inputs.gt_labels, strict=True)):
+    for b in range(len(theirs)):
         count["points"] += theirs.shape[1]
         count["positives"] += int((theirs[b] >= 0).sum())
         different = ours.owner[b] != theirs[b]
@@ -125,12 +139,11 @@ def hold(
             count["largest target error, 1e-9"] = max(count["largest target error, 1e-9"], int(error * 1e9))
         if not different.any():
             continue
-        of_image = inputs.grid, inputs.pred_boxes[b], probabilities[b], boxes, labels, settings
         # A pick of score 0 that the peer fills up with teaches nothing, but may turn a point into a contested one.
         of_nothing = different & (theirs[b] >= 0) & (targets[b] == 0) & (ours.owner[b] < 0)
-        right = answers(*of_image).allow(ours.owner[b])
-        by_rounding = different & right & answers(*of_image).allow(theirs[b]) & ~of_nothing
-        filled = different & right & answers(*of_image, fills_up=fills_up).allow(theirs[b]) & ~of_nothing & ~by_rounding
+        right = allowed(b, False).allow(ours.owner[b])
+        by_rounding = different & right & allowed(b, False).allow(theirs[b]) & ~of_nothing
+        filled = different & right & allowed(b, fills_up).allow(theirs[b]) & ~of_nothing & ~by_rounding
         count["of target 0"] += int((of_nothing & right).sum())
         count["by rounding"] += int(by_rounding.sum())
         count["contested by a pick of score 0"] += int(filled.sum())
@@ -198,6 +211,7 @@ def test_a_mistake_at_a_single_point_is_not_explained(settings):
         right = task_aligned_assign(
             inputs.grid, inputs.pred_boxes, inputs.pred_logits.sigmoid(), inputs.gt_boxes, inputs.gt_labels, settings
         )
+        allowed = answers_of(inputs, settings)
         for b, boxes in enumerate(inputs.gt_boxes):
             positives = (right.owner[b] >= 0).nonzero().flatten()
             for j in positives[:: max(1, len(positives) // 12)].tolist():
@@ -212,7 +226,7 @@ def test_a_mistake_at_a_single_point_is_not_explained(settings):
                     if torch.equal(owner, right.owner):
                         continue
                     count: Counter = Counter()
-                    hold(right._replace(owner=owner), right.owner, right.target, inputs, settings, count, True)
+                    hold(right._replace(owner=owner), right.owner, right.target, allowed, count, True)
                     caught[fault, count["unexplained"] > 0] += 1
     print(dict(caught))
     for fault in ("lost", "to the next object", "moved"):
