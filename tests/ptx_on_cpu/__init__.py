@@ -9,6 +9,7 @@ launched the kernel. The library registers ``torch.ops.mgassign_ptx_on_cpu.*`` f
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -146,7 +147,10 @@ class Library:
 @cache
 def load_operators(folder: Path, arch: str = "9.0") -> Library | None:
     """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas; once in a process."""
-    path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # of several processes that test, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
     if path is None:
         return None
     definitions = torch.library.Library(NAMESPACE, "DEF")
