@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-import train
-from drawn import draw_set
-from runs import SETTINGS
+import runs
 
 TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
-EXAMPLE = Path(train.__file__).parent
-CHECKPOINT = {"model": {}, "model_settings": {}, "classes": ["a"], "config": dict.fromkeys(SETTINGS)}
+EXAMPLE = Path(runs.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    from drawn import draw_set  # wants Pillow
+
     folder = tmp_path_factory.mktemp("data") / "drawn"
     draw_set(folder, {"train": 9, "val": 3, "test": 4}, size=64)
     return folder

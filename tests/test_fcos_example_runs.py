@@ -28,8 +28,10 @@ pytest.importorskip("torchvision")
 import compare
 import evaluate
 import train
-from fcos_example import CHECKPOINT, EXAMPLE, TINY, data, metrics_of, options
-from runs import RunFolder, UserError, command, hold, one_at_a_time, write_json, write_tensors, write_text
+from fcos_example import EXAMPLE, TINY, data, metrics_of, options
+from runs import SETTINGS, RunFolder, UserError, command, hold, one_at_a_time, write_json, write_tensors, write_text
+
+CHECKPOINT = {"model": {}, "model_settings": {}, "classes": ["a"], "config": dict.fromkeys(SETTINGS)}
 
 
 @pytest.mark.parametrize(
