@@ -151,6 +151,7 @@ CASES = {
     "predictions NaN": ([WIDE], [0], [[nan, 0, 16, 16], [0, 0, inf, 16], WIDE, WIDE], [-1, -1, 0, 0], [-1, -1, 0, 0]),
     "predictions that are none": ([WIDE], [0], [[16.0, 16, 0, 0], [0, 0, 0, 16], WIDE, WIDE], [-1, -1, 0, 0], [-1, -1, 0, 0]),
     "all predictions NaN: one point": ([WIDE], [0], [[nan] * 4] * 4, [0, -1, -1, -1], [0, -1, -1, -1]),
+    "an object whose area is 0 in float32": ([[0.0, 0, 1e-25, 1e-25]], [0], [[nan] * 4] * 4, [0, -1, -1, -1], [-1] * 4),
     "huge objects": ([[-3e38, -3e38, 3e38, 3e38]], [0], [WIDE] * 4, None, None),
     "tiny objects": ([[3.9999, 3.9999, 4.0001, 4.0001]], [0], [[3.9999, 3.9999, 4.0001, 4.0001]] * 4, None, [0, -1, -1, -1]),
 }  # fmt: skip

@@ -4,8 +4,6 @@ namespace mgassign::cpu {
 
 namespace {
 
-constexpr int kLanes = 16;
-
 MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int32_t* places, int64_t count,
                          TileFit& fit, float* highest) {
   compete(

@@ -20,10 +20,8 @@ class Predictions {
   // Where `pool` [B, P] is given, only those of its points count as boxes.
   Predictions(const Tensor& boxes, int64_t threads, const uint8_t* pool = nullptr);
 
-  // Those of one image. `around` are the boxes around each run of kRun points.
-  static constexpr int64_t kRun = 64;
-  struct OfImage {
-    const float *x1, *y1, *x2, *y2, *area;
+  // Those of one image. `around` are the boxes around each run of kLanes points.
+  struct OfImage : Objects {  // but without indices
     Objects around;
 
     Box operator[](int32_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
@@ -43,12 +41,15 @@ struct Band {
   int64_t first, rows, columns, step;
 };
 
-constexpr int64_t kLanes = 16;
-
 // Finds the points of a band whose predictions overlap the box by more than `least`, or all of them where it is below
-// 0. `found` has room for rows * (columns + kLanes) points.
-int64_t overlapping(const Predictions::OfImage& predictions, const Band& band, const Box& box, float least,
+// 0. `found` has room for rows * (columns + kLanes) points. Any boxes will do, where as many more may be read.
+int64_t overlapping(const Objects& predictions, const Band& band, const Box& box, float least, int32_t* found);
+// The same, of so many runs of points. `found` has room for kLanes points more.
+int64_t overlapping(const Objects& predictions, const int32_t* runs, int64_t num_runs, const Box& box, float least,
                     int32_t* found);
+// Finds the runs some of whose points may overlap the box by more than `least`, which is not below 0: at least so much
+// of the box has to be in common with what is around the run. `found` has room for one more than there are.
+int64_t overlapping_runs(const Objects& around, const Box& box, float least, int32_t* found);
 
 // The best of the points offered to an object, best first.
 class BestPoints {
@@ -110,18 +111,15 @@ class ChoiceLists {
 // Shows points to objects. Holds the scratch space of one thread.
 //
 // A scorer knows one object:
-//   Predictions::OfImage predictions; Box box; float least                                        whom predictions have
-//   to overlap, and by how much, void raise(float bar)                                       for a score of `bar` (sets
-//   least) void score(const int32_t* points, int64_t count, float* scores, float* claims)
+//   Predictions::OfImage predictions; Box box; float least        whom predictions have to overlap, and by how much
+//   void offer(const int32_t* points, int64_t count, BestPoints& best)
+//                                        offers them with their scores; may raise least to what the bar asks for then
 class Chooser {
  public:
-  explicit Chooser(const Grid& grid)
-      : grid_(grid),
-        most_(kBandPoints + grid.widest_level() * (kLanes + 1)),
-        found_(most_),
-        scores_(most_),
-        claims_(most_),
-        runs_(grid.num_points / Predictions::kRun + 2) {}
+  explicit Chooser(const Grid& grid) : grid_(grid), found_(most_together(grid)), runs_(grid.num_points / kLanes + 2) {}
+
+  // No scorer is offered more points at once.
+  static int64_t most_together(const Grid& grid) { return kEnough + kBandPoints + grid.widest_level() * (kLanes + 1); }
 
   // The points inside a window, by a margin; window_of(level) tells it.
   template <typename WindowOf, typename Scorer>
@@ -138,37 +136,40 @@ class Chooser {
       for (int64_t i = 0; i < std::min(bands, tall); ++i)
         show({first + i * level.width, (tall - i + bands - 1) / bands, across, bands * level.width}, scorer, best);
     }
+    show_found(scorer, best);
   }
 
   // All points whose predictions overlap the object.
   template <typename Scorer>
   void show_overlapping(Scorer& scorer, BestPoints& best) {
-    const int64_t count = touching(scorer.box, scorer.predictions.around, runs_.data());
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t first = runs_[i] * Predictions::kRun;
-      show({first, 1, std::min(Predictions::kRun, grid_.num_points - first), 0}, scorer, best);
+    constexpr int64_t kTogether = kBandPoints / kLanes;
+    const int64_t count = overlapping_runs(scorer.predictions.around, scorer.box, scorer.least, runs_.data());
+    for (int64_t i = 0; i < count; i += kTogether) {
+      num_found_ += overlapping(scorer.predictions, runs_.data() + i, std::min(count - i, kTogether), scorer.box,
+                                scorer.least, found_.data() + num_found_);
+      if (num_found_ >= kEnough) show_found(scorer, best);
     }
+    show_found(scorer, best);
   }
 
  private:
-  static constexpr int64_t kBandPoints = 256;
+  // How many points are looked at, and how many of them are found, before they are offered.
+  static constexpr int64_t kBandPoints = 256, kEnough = 64;
 
   template <typename Scorer>
   void show(const Band& band, Scorer& scorer, BestPoints& best) {
-    const int64_t count = overlapping(scorer.predictions, band, scorer.box, scorer.least, found_.data());
-    if (count == 0) return;
-    scorer.score(found_.data(), count, scores_.data(), claims_.data());
-    const float bar = best.bar();
-    for (int64_t i = 0; i < count; ++i)
-      if (scores_[i] >= best.bar()) best.offer({scores_[i], found_[i], claims_[i]});
-    if (best.bar() > bar) scorer.raise(best.bar());
+    num_found_ += overlapping(scorer.predictions, band, scorer.box, scorer.least, found_.data() + num_found_);
+    if (num_found_ >= kEnough) show_found(scorer, best);
+  }
+  template <typename Scorer>
+  void show_found(Scorer& scorer, BestPoints& best) {
+    if (num_found_ > 0) scorer.offer(found_.data(), num_found_, best);
+    num_found_ = 0;
   }
 
   const Grid& grid_;
-  int64_t most_;
-  std::vector<int32_t> found_;
-  std::vector<float> scores_, claims_;
-  std::vector<int32_t> runs_;
+  std::vector<int32_t> found_, runs_;
+  int64_t num_found_ = 0;
 };
 
 // Who holds the points of one image, with what score and claim; [P] each.

@@ -28,8 +28,13 @@
 
 // What the functions marked so share: inlined, it is compiled for each instruction set too.
 #define MGASSIGN_INLINE inline __attribute__((always_inline))
+// The same of a lambda, behind its parameters: one call that is not inlined, and the loop around it is no vector code.
+#define MGASSIGN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace mgassign::cpu {
+
+// So many numbers at a time suit vector code for every instruction set.
+constexpr int64_t kLanes = 16;
 
 // An operator whose own containers may run out of memory too. Large ones are made by new_tensor() and new_values(),
 // which tell how much was wanted.

@@ -5,14 +5,13 @@
 
 namespace mgassign::cpu {
 
-MGASSIGN_VECTOR void price(const SimOta& rule, const Bidder& object, const Offers& offers, bool has_objectness,
-                           float* costs, float* overlaps) {
-  price_lanes(rule, object, offers, has_objectness, costs, overlaps);
+MGASSIGN_VECTOR void price(const SimOta& rule, const Bidder& object, bool has_objectness, Offers& offers) {
+  price_lanes(rule, object, has_objectness, offers);
 }
 
-MGASSIGN_VECTOR float sum_over_classes(const SimOta& rule, const float* raw, int64_t num_classes, float objectness,
-                                       bool has_objectness) {
-  return sum_lanes(rule, raw, num_classes, objectness, has_objectness);
+MGASSIGN_VECTOR float sum_over_classes(const SimOta& rule, const float* raw, int64_t num_classes, bool has_objectness,
+                                       float objectness) {
+  return sum_lanes(rule, raw, num_classes, has_objectness, objectness);
 }
 
 std::tuple<Tensor, Tensor> sim_ota_assign_cpu(const Tensor& pred_boxes, const Tensor& pred_logits,

@@ -31,10 +31,16 @@ struct Objects {
 // Touches nothing.
 constexpr Box kNowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
 
-// The memory behind such a view.
+// The memory behind such a view, and a little more, which vector code may read.
 class ObjectArrays {
  public:
-  explicit ObjectArrays(int64_t size) : x1_(size), y1_(size), x2_(size), y2_(size), area_(size), index_(size) {}
+  explicit ObjectArrays(int64_t size)
+      : x1_(size + kLanes),
+        y1_(size + kLanes),
+        x2_(size + kLanes),
+        y2_(size + kLanes),
+        area_(size + kLanes),
+        index_(size) {}
 
   void set(int64_t k, const Object& object) {
     x1_[k] = object.box.x1;

@@ -47,21 +47,33 @@ MGASSIGN_VECTOR void score_all(const TaskAligned& rule, const TaskAligned::Objec
 template <typename Element>
 class Assigner {
  public:
+  // What a thread needs to let objects choose.
+  struct Scratch {
+    Chooser chooser;
+    std::vector<float> scores, overlaps;
+
+    explicit Scratch(const Grid& grid)
+        : chooser(grid), scores(Chooser::most_together(grid)), overlaps(Chooser::most_together(grid)) {}
+  };
+
   // An object as Chooser wants it.
   struct Scorer {
-    const TaskAligned& rule;
+    const Assigner& of;
     TaskAligned::Object object;
-    Predictions::OfImage predictions;
-    const Element* class_scores;  // raw, of the object's class
-    int64_t step;
+    int64_t image, label;
+    Scratch& scratch;
+    Predictions::OfImage predictions = of.predictions_.of(image);
     Box box = object.box;
     float least = 0.0f;
 
-    void raise(float bar) { least = rule.least_overlap(bar); }
-    float raw(int32_t point) const { return static_cast<float>(class_scores[point * step]); }
-    void score(const int32_t* points, int64_t count, float* scores, float* overlaps) const {
-      for (int64_t i = 0; i < count; ++i) scores[i] = raw(points[i]);
-      score_all(rule, object, predictions, points, count, scores, overlaps);
+    void offer(const int32_t* points, int64_t count, BestPoints& best) {
+      float *const scores = scratch.scores.data(), *const overlaps = scratch.overlaps.data();
+      for (int64_t i = 0; i < count; ++i) scores[i] = of.raw(image, points[i], label);
+      score_all(of.rule_, object, predictions, points, count, scores, overlaps);
+      const float bar = best.bar();
+      for (int64_t i = 0; i < count; ++i)
+        if (scores[i] >= best.bar()) best.offer({scores[i], points[i], overlaps[i]});
+      if (best.bar() > bar) least = of.rule_.least_overlap(best.bar());
     }
   };
 
@@ -94,7 +106,7 @@ class Assigner {
         best_(batch.num_objects()) {}
 
   // Lets object n choose so many points.
-  void choose(int64_t n, int64_t count, Chooser& chooser) {
+  void choose(int64_t n, int64_t count, Scratch& scratch) {
     const int64_t image = batch_.image_of(n);
     const bool takes_part = batch_.takes_part(n);
     const Box window = takes_part ? rule_.window(batch_.box(n)) : kNowhere;
@@ -103,12 +115,12 @@ class Assigner {
     if (!takes_part) return;
     BestPoints best = choices_.of(n, count, 0.0f);
     objects_[n] = rule_.object(batch_.box(n));
-    Scorer scorer = scorer_of(image, n);
+    Scorer scorer{*this, objects_[n], image, labels_[n], scratch};
     // Of all points, those inside the window are the likeliest: first they alone show how high the bar is.
-    chooser.show_inside([&](const Level&) { return window; }, rule_.margin, scorer, best);
+    scratch.chooser.show_inside([&](const Level&) { return window; }, rule_.margin, scorer, best);
     if (!rule_.anywhere) return;
     best.clear();
-    chooser.show_overlapping(scorer, best);
+    scratch.chooser.show_overlapping(scorer, best);
     choices_.keep_if(n, [&](const Choice& choice) { return rule_.holds(window, grid_.location_of(choice.point)); });
   }
 
@@ -150,8 +162,8 @@ class Assigner {
         best = overlap;
         held.owner[point] = window.index;
       }
-      const Scorer winner = scorer_of(image, first + held.owner[point]);
-      held.score[point] = rule_.score(rule_.probability(winner.raw(point)), best);
+      const float raw_score = raw(image, point, labels_[first + held.owner[point]]);
+      held.score[point] = rule_.score(rule_.probability(raw_score), best);
       held.claim[point] = best;
     }
   }
@@ -184,10 +196,10 @@ class Assigner {
   }
 
  private:
-  Scorer scorer_of(int64_t image, int64_t n) const {
-    const Element* const class_scores =
-        class_scores_.data + image * class_scores_.stride[0] + labels_[n] * class_scores_.stride[2];
-    return {rule_, objects_[n], predictions_.of(image), class_scores, class_scores_.stride[1]};
+  // A point's score for a class, as it came.
+  float raw(int64_t image, int32_t point, int64_t label) const {
+    const auto& step = class_scores_.stride;
+    return static_cast<float>(class_scores_.data[image * step[0] + point * step[1] + label * step[2]]);
   }
 
   const TaskAligned& rule_;
@@ -234,9 +246,10 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   with_strided<3>(pred_scores, [&](const auto& class_scores) {
     Assigner assigner(rule, grid, batch, labels, predictions, class_scores, max_points, keep);
     const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
-    auto choosers = scratch_for<Chooser>(choosing, grid);
+    using Scratch = typename decltype(assigner)::Scratch;
+    auto scratch = scratch_for<Scratch>(choosing, grid);
     for_each_unit(batch.num_objects(), choosing, [&](int64_t n, int64_t slot) {
-      assigner.choose(n, quota.of(counts ? counts[n] : max_points), choosers[slot]);
+      assigner.choose(n, quota.of(counts ? counts[n] : max_points), scratch[slot]);
     });
 
     const auto held = [&](int64_t image) {

@@ -2,16 +2,6 @@
 
 namespace mgassign::cpu {
 
-namespace {
-
-// A choice by the bits: of "first ? a : b" compilers make masked stores, which are slow on many CPUs.
-MGASSIGN_INLINE float chosen(bool first, float a, float b) {
-  const uint32_t mask = -uint32_t{first};
-  return float_of((bits_of(a) & mask) | (bits_of(b) & ~mask));
-}
-
-}  // namespace
-
 MGASSIGN_VECTOR void BoxTile::prepare(int count) {
   for (int i = count; i < kTilePoints; ++i) set(i, {0.0f, 0.0f, 0.0f, 0.0f});
   float left[kTilePoints], top[kTilePoints], right[kTilePoints], bottom[kTilePoints];

@@ -27,10 +27,10 @@ struct DynamicK {
   // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).
   MGASSIGN_HD float cost_of_overlap(float overlap) const { return overlap_weight * -log_f32(overlap + epsilon); }
 
-  // An overlap so small that nothing beneath it costs `limit` or less; -1 where none is. The cost itself is asked
-  // whether the estimate is right; the factor is room for roundings.
+  // An overlap so small that nothing beneath it costs `limit` or less; -infinity where none is. The cost itself is
+  // asked whether the estimate is right; the factor is room for roundings.
   MGASSIGN_HD float least_overlap(float limit) const {
-    if (!(cost_of_overlap(0.0f) > limit)) return -1.0f;
+    if (!(cost_of_overlap(0.0f) > limit)) return -kInfinity;
     float least = (exp_f32(-limit / overlap_weight) - epsilon) * 0.999f;
     while (least > 0.0f && !(cost_of_overlap(least) > limit)) least *= 0.5f;
     return larger(least, 0.0f) * 0.9999f;

@@ -40,11 +40,11 @@ struct SimOta : DynamicK {
   // The sum over classes of what each costs as background is taken some classes at a time: of 1 - p only the product
   // needs a logarithm. One that is 0 counts as e^-100.
   static constexpr int kFactors = 4;  // no product of so many underflows
-  static constexpr float kNothing = 0.0f;
   MGASSIGN_HD void add(float& sum, float& product, float score) const {
     const float factor = 1.0f - score;
-    product *= factor > 0.0f ? factor : 1.0f;
-    sum += factor > 0.0f ? 0.0f : 100.0f;
+    const bool counts = factor > 0.0f;
+    product *= chosen(counts, factor, 1.0f);
+    sum += chosen(counts, 0.0f, 100.0f);
   }
   MGASSIGN_HD void close(float& sum, float& product) const {
     sum -= log_f32(product);
@@ -53,8 +53,14 @@ struct SimOta : DynamicK {
 
   // What the classes cost, of which `score` is the object's.
   MGASSIGN_HD float cost_of_class(float sum, float score, float /*overlap*/) const {
-    const float others = sum - smaller(-log_f32(1.0f - score), 100.0f);
-    return class_weight * (larger(others, 0.0f) + smaller(-log_f32(score), 100.0f));
+    const float others = sum - surprise(1.0f - score);
+    return class_weight * (larger(others, 0.0f) + surprise(score));
+  }
+
+ private:
+  MGASSIGN_HD static float surprise(float probability) {
+    const float cost = -log_f32(probability);
+    return chosen(cost < 100.0f, cost, 100.0f);
   }
 };
 

@@ -29,7 +29,7 @@ struct SoftLabel : DynamicK {
   // Scores are logits, held so that no cost is infinite for their sake.
   MGASSIGN_HD float of_logit(float raw) const {
     constexpr float kLargest = 10000.0f;
-    return raw > -kLargest ? smaller(raw, kLargest) : -kLargest;
+    return chosen(raw > -kLargest, chosen(raw < kLargest, raw, kLargest), -kLargest);
   }
   MGASSIGN_HD float of_probability(float raw) const {
     const float p = probability_f32(raw);
@@ -38,7 +38,6 @@ struct SoftLabel : DynamicK {
   MGASSIGN_HD float with_objectness(float score, float) const { return score; }
 
   static constexpr int kFactors = 4;
-  static constexpr float kNothing = -10000.0f;
   MGASSIGN_HD void add(float& sum, float&, float score) const { sum += as_background(score); }
   MGASSIGN_HD void close(float&, float&) const {}
 
@@ -55,9 +54,10 @@ struct SoftLabel : DynamicK {
     float probability, softplus;
 
     MGASSIGN_HD explicit Logit(float x) {
-      const float e = exp_f32(x > 0.0f ? -x : x), share = 1.0f / (1.0f + e);
-      probability = x > 0.0f ? share : e * share;
-      softplus = larger(x, 0.0f) + log_f32(1.0f + e);
+      const bool above = x > 0.0f;
+      const float e = exp_f32(chosen(above, -x, x)), share = 1.0f / (1.0f + e);
+      probability = chosen(above, share, e * share);
+      softplus = chosen(above, x, 0.0f) + log_f32(1.0f + e);
     }
   };
   MGASSIGN_HD static float as_background(float score) {
