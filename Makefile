@@ -113,13 +113,13 @@ wheel: $(installed) $(release)  ## build the wheel into dist, prove what its nam
 	@rm -rf build/wheel
 	@.venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/check_wheel.sh build/wheel/*.whl dist
-	@$(test_versions) -- $(side_by_side) -m "not slow and not ptx" $(ARGS)
+	@$(test_versions) -- $(side_by_side) --quick -m "not slow and not ptx" $(ARGS)
 
 sdist: $(installed)  ## build the source distribution into dist, and from it a wheel whose results it tests
 	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
 	@cd build/sdist && MGASSIGN_CUDA=0 $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
-	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider $(side_by_side) -m "not slow and not ptx" $(ARGS)
+	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider $(side_by_side) --quick -m "not slow and not ptx" $(ARGS)
 	@ls -l dist/mgassign-*.tar.gz
 
 test-wheel: $(installed) math  ## run all tests on the wheel in dist, beside the torch of .venv

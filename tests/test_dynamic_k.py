@@ -30,6 +30,7 @@ SETTINGS = {
     "small penalty": SimOTA(inside=True, penalty=2.0, overlap_weight=0.5),
     "wide": SoftLabel(best_overlaps=40, center_radius=9.0),
     "narrow": SoftLabel(best_overlaps=5, center_radius=0.5, overlap_weight=0.1, epsilon=0.1),
+    "overlaps below nothing": SoftLabel(best_overlaps=8, center_radius=0.5, overlap_weight=1.0, epsilon=0.5),
 }
 ANY = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 EACH = pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS.keys())
@@ -350,6 +351,19 @@ def test_settings_that_are_none(settings, change, error, message):
     with pytest.raises(error) as raised:
         settings(**change)
     assert str(raised.value) == message
+
+
+@ANY
+def test_predictions_that_fit_nearly_exactly(settings):
+    """What a point far from the centre costs for its place, a great overlap may give back."""
+    for seed in range(6):
+        of = scene((64, 96), STRIDES[:2], objects=(3, 1), num_classes=3, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for pred_boxes, boxes in zip(of.pred_boxes, of.gt_boxes, strict=True):
+            whose = torch.randint(len(boxes), (len(pred_boxes),), generator=generator)
+            pred_boxes.copy_(boxes[whose] + 0.1 * torch.randn(pred_boxes.shape, generator=generator))
+        check(of, settings)
+        check(of, settings, num_points=1)
 
 
 SOME = st.sampled_from([*SETTINGS.values()])

@@ -87,9 +87,9 @@ class DynamicKAssigner {
       best.clear();
       by_cost.least = rule_.least_overlap(within);
       scratch.chooser.show_inside(window_within(rule_.limit_of_place(within)), 0.0f, by_cost, best);
-      const float worst = -best.bar();
-      if (worst <= within) return;
-      within = std::min(limit, worst);
+      const float wider = std::min(limit, -best.bar());
+      if (!(wider > within)) return;
+      within = wider;
     }
   }
 
