@@ -10,8 +10,9 @@ eager       time between two events around one call from Python, its host time i
 host        time until the call returns, which does not wait for the GPU.
 launches    kernels and memsets of a call.
 extra       peak memory beyond inputs and outputs, as asked for: the allocator rounds it up.
-floor       the bytes that must move (predicted boxes and the logits inside objects read, results written) at the
-            bandwidth of a large copy, plus launches that wait for one another; and which share of the graph time that is.
+floor       the bytes that must move (objects read, results written; for Mutual Guidance predicted boxes and the logits
+            inside objects, too) at the bandwidth of a large copy, plus launches that wait for one another; and which share
+            of the graph time that is.
 
 The floor is no promise. What a GPU spends its time on here is instructions, not bytes: each point is compared with the
 objects near it, where 40 to 60 bytes of memory meet some hundreds to thousands of instructions, and the warps of coarse
@@ -21,6 +22,7 @@ levels, near which most objects are, take the longest.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -36,8 +38,6 @@ from scenarios import SCENARIOS, Inputs, make_inputs
 
 MOST_COPIES = 2048
 SECTOR = 32  # bytes: the least that is read of a row of logits
-# That wait for one another: a memset of the counters, competition, selection.
-LAUNCHES = {"mutual_guidance_assign": 3, "fcos_assign": 2}
 
 Call = Callable[[], tuple[Tensor, ...]]
 
@@ -106,23 +106,52 @@ def copy_of(value: Objects, device: str) -> Objects:
     return [copy_of(tensor, device) for tensor in value] if isinstance(value, list) else value.to(device, copy=True)
 
 
+class Operator(NamedTuple):
+    launches: int
+    """Kernels and memsets that wait for one another."""
+    call: Callable[[PointGrid, Tensor, list[Objects]], tuple[Tensor, ...]]
+    """Of a grid, its anchors, and operands()."""
+
+
+# Logits count as they are, also where an original takes probabilities. Anchors: one a point, as wide as eight strides.
+OPERATORS = {
+    "mutual_guidance_assign": Operator(3, lambda grid, _, tensors: mgassign.mutual_guidance_assign(grid, *tensors)),
+    "fcos_assign": Operator(2, lambda grid, _, tensors: mgassign.fcos_assign(grid, tensors[2])),
+    "task_aligned_assign": Operator(
+        4, lambda grid, _, tensors: mgassign.task_aligned_assign(grid, *tensors, activation="sigmoid")
+    ),
+    "sim_ota_assign": Operator(3, lambda grid, _, tensors: mgassign.sim_ota_assign(grid, *tensors)),
+    "soft_label_assign": Operator(3, lambda grid, _, tensors: mgassign.soft_label_assign(grid, *tensors)),
+    "atss_assign": Operator(3, lambda grid, _, tensors: mgassign.atss_assign(grid, tensors[2], gt_labels=tensors[3])),
+    "max_iou_assign": Operator(
+        3, lambda _, anchors, tensors: mgassign.max_iou_assign(anchors, tensors[2], gt_labels=tensors[3])
+    ),
+    "anchor_mutual_guidance_assign": Operator(
+        8, lambda _, anchors, tensors: mgassign.anchor_mutual_guidance_assign(anchors, *tensors)
+    ),
+}
+
+
 def make_call(operator: str, grid: PointGrid, tensors: list[Objects]) -> Call:
-    if operator == "fcos_assign":
-        return lambda: mgassign.fcos_assign(grid, tensors[2])
-    return lambda: mgassign.mutual_guidance_assign(grid, *tensors)
+    reach = 4 * grid.point_strides()[:, None]
+    anchors = torch.cat([grid.points() - reach, grid.points() + reach], dim=1).to(tensors[0].device)
+    return functools.partial(OPERATORS[operator].call, grid, anchors, tensors)
 
 
 def least_bytes(operator: str, inputs: Inputs) -> int:
     """What has to move, whatever the algorithm."""
-    images, points = inputs.pred_boxes.shape[:2]
-    objects = sum(len(boxes) for boxes in inputs.gt_boxes)
-    if operator == "fcos_assign":
-        return images * points * 8 + objects * (16 + 8)
+    results = make_call(operator, inputs.grid, operands(inputs, "list"))()
+    must_move = sum(result.nbytes for result in results) + sum(
+        boxes.nbytes + 8 * len(boxes) for boxes in inputs.gt_boxes
+    )
+    if operator != "mutual_guidance_assign":
+        return must_move
+    points = inputs.grid.num_points
     read = sum(
         int((mgassign.amplified_centerness(inputs.grid, boxes, torch.ones(points, 1).expand(-1, len(boxes))) > 0).sum())
         for boxes in inputs.gt_boxes
     )
-    return images * points * (16 + 3 * 8) + read * SECTOR + objects * (16 + 8 + 8)
+    return must_move + inputs.pred_boxes.nbytes + read * SECTOR
 
 
 def count_launches(call: Call) -> int | None:
@@ -169,7 +198,7 @@ def measure(operator: str, inputs: Inputs, objects: str, ceilings: Ceilings, rep
         start = perf_counter_ns()
         calls[(i + 1) % copies]()
         host.append((perf_counter_ns() - start) / 1000)
-    floor = must_move / ceilings.bytes_per_us + LAUNCHES[operator] * ceilings.launch_us
+    floor = must_move / ceilings.bytes_per_us + OPERATORS[operator].launches * ceilings.launch_us
     return {
         **spread(replays, "graph"),
         **spread(eager[10:], "eager"),
@@ -209,7 +238,6 @@ def make_table(scenarios: dict[str, Any]) -> str:
 
 def run(args: argparse.Namespace, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Measures ``args.scenarios`` and prints a table: the exit code, and what there is to write."""
-    operators = ("mutual_guidance_assign", "fcos_assign")
     ceilings = measure_ceilings()
     about = {
         **about,
@@ -222,11 +250,11 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> tuple[int, dict[str,
     scenarios: dict[str, Any] = {}
     for name in args.scenarios:
         inputs = make_inputs(SCENARIOS[name], args.data)
-        for operator in operators:
+        for operator in OPERATORS:
             if wrong := differing(operator, inputs, args.objects):
                 print(f"scenario {name}: {operator}: {wrong:,} results differ from the CPU's", file=sys.stderr)
                 return 1, {}
-        rows = {op: measure(op, inputs, args.objects, ceilings, args.repeats) for op in operators}
+        rows = {op: measure(op, inputs, args.objects, ceilings, args.repeats) for op in OPERATORS}
         scenarios[name] = {"points": inputs.pred_boxes.shape[0] * inputs.pred_boxes.shape[1], "operators": rows}
         torch.cuda.empty_cache()
     compared = sum(scenario["points"] for scenario in scenarios.values())
