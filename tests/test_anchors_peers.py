@@ -97,7 +97,7 @@ def test_real_boxes(peer, coco_boxes_file, deep, record_property):
         own = boxes[starts[image] : starts[image + 1]] * float(scale)
         if len(own):
             scenes.append(own)
-    assert compare(peer, scenes, record_property) > 500
+    assert compare(peer, scenes, record_property) > 400  # of RPN, whose thresholds are high
 
 
 def test_the_one_difference():

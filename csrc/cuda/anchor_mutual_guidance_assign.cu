@@ -191,16 +191,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
   if (num_images == 0 || num_points == 0) return {cls, loc, original, counts, iou};
 
-  // One workspace: 52 bytes per point, 40 per object, 12 per image.
+  // One workspace: 44 bytes per point, 40 per object, 12 per image.
   const int64_t all_points = num_images * num_points;
   const int64_t num_counters = 3 * num_images + 4 * num_objects;
   const int64_t zeroed = kContests * num_objects + (num_counters + 1) / 2;
-  Tensor workspace =
-      new_tensor(gt_boxes, {zeroed + 2 * all_points + (3 * kContests * all_points + 1) / 2}, ScalarType::Long);
+  Tensor workspace = new_tensor(gt_boxes, {zeroed + ((2 + 3 * kContests) * all_points + 1) / 2}, ScalarType::Long);
   int64_t* const best = workspace.mutable_data_ptr<int64_t>();
   int32_t* const counters = reinterpret_cast<int32_t*>(best + kContests * num_objects);
-  int64_t* const segments = best + zeroed;
-  int32_t* const owners = reinterpret_cast<int32_t*>(segments + 2 * all_points);
+  int32_t* const segments = reinterpret_cast<int32_t*>(best + zeroed);
+  int32_t* const owners = segments + 2 * all_points;
   int32_t* const slots = owners + kContests * all_points;
   float* const scores = reinterpret_cast<float*>(slots + kContests * all_points);
   queue.zero(best, zeroed * sizeof(int64_t));

@@ -241,14 +241,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
     return {cls, loc, original, counts, iou};
   }
 
-  // One workspace: 40 bytes per point, 12 per object, 8 per image.
+  // One workspace: 32 bytes per point, 12 per object, 8 per image.
   const int64_t all_points = num_images * num_points;
   const int64_t num_counters = 2 * num_images + 3 * num_objects;
-  Tensor workspace = new_tensor(gt_boxes, {5 * all_points + (num_counters + 1) / 2}, ScalarType::Long);
-  int64_t* const segments = workspace.mutable_data_ptr<int64_t>();
-  int32_t* const owners = reinterpret_cast<int32_t*>(segments + 2 * all_points);
+  Tensor workspace = new_tensor(gt_boxes, {4 * all_points + (num_counters + 1) / 2}, ScalarType::Long);
+  int32_t* const owners = reinterpret_cast<int32_t*>(workspace.mutable_data_ptr<int64_t>());
   int32_t* const slots = owners + 2 * all_points;
-  float* const scores = reinterpret_cast<float*>(slots + 2 * all_points);
+  int32_t* const segments = slots + 2 * all_points;
+  float* const scores = reinterpret_cast<float*>(segments + 2 * all_points);
   int32_t* const filled = reinterpret_cast<int32_t*>(scores + 2 * all_points);
   int32_t* const num_standing = filled + 2 * num_images;
   int32_t* const num_original = num_standing + 2 * num_objects;

@@ -299,7 +299,7 @@ struct Selection {
   Standing standing[2];     // a task each
   int64_t* chosen[2];       // [B, P]
   float* iou;               // [B, P], zeros, gets the chosen points' scores of the first task; or null
-  int64_t* segments[2];     // [B, P]: the points of each object, together
+  int32_t* segments[2];     // [B, P]: the points of each object, together
   int32_t* filled;          // [tasks, B], zeros: how much of an image's segments is given away
   const int64_t* k;         // [N]: how many points an object is to keep; or, where null,
   const int32_t* original;  // [N]: as many as here

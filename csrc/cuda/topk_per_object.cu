@@ -69,9 +69,22 @@ struct alignas(16) Group {
 };
 static_assert(kFew * sizeof(uint64_t) <= kDigits * sizeof(int32_t));
 
+// The points of an image, each object's together, from where their scores are.
+struct Segments {
+  int32_t* points;
+  const float* scores;
+  uint32_t num_points;
+
+  // 0 where there is no point.
+  __device__ uint64_t key_at(int32_t i) const {
+    const uint32_t point = points[i];
+    return point < num_points ? rank_key(scores[point], point) : 0;
+  }
+};
+
 // Calls each(object, key) for the points of all large segments that are asked for, an object at a time.
 template <typename Asked, typename Each>
-__device__ void for_each_point(const Group& group, int32_t num_runs, const uint64_t* segments, const Asked& asked,
+__device__ void for_each_point(const Group& group, int32_t num_runs, const Segments& segments, const Asked& asked,
                                const Each& each) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int32_t run = warp; run < num_runs; run += kWarps) {
@@ -80,7 +93,7 @@ __device__ void for_each_point(const Group& group, int32_t num_runs, const uint6
     if (!asked(object)) continue;
     const int32_t i = (run - group.runs_before[object]) * kWarp + lane;
     const int2 segment = group.segment[object];
-    if (i < segment.y) each(object, segments[segment.x + i]);
+    if (i < segment.y) each(object, segments.key_at(segment.x + i));
   }
 }
 
@@ -168,15 +181,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
   const int64_t first_point = image * s.num_points;
   const int32_t* const owner = s.standing[task].owner + first_point;
   const int32_t* const slot = s.standing[task].slot + first_point;
-  const float* const score = s.standing[task].score + first_point;
   const int32_t* const standing = s.standing[task].count + rows.first;
-  uint64_t* const segments = reinterpret_cast<uint64_t*>(s.segments[task] + first_point);
-  const bool aligned =
-      (reinterpret_cast<uintptr_t>(owner) | reinterpret_cast<uintptr_t>(slot) | reinterpret_cast<uintptr_t>(score)) %
-          sizeof(int4) ==
-      0;
+  const bool aligned = (reinterpret_cast<uintptr_t>(owner) | reinterpret_cast<uintptr_t>(slot)) % sizeof(int4) == 0;
   const int size = s.objects_per_block;
   const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
+  const Segments segments{s.segments[task] + first_point, s.standing[task].score + first_point, num_points};
 
   // Row by row, whatever the offsets of images say: untrue ones leave none out.
   if (s.allowed && task == 0 && s.objects.first_image == 0) {
@@ -214,14 +223,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
     // What no point takes holds none.
     if (s.objects.offsets) {
       for (int object = warp; object < size; object += kWarps)
-        for (int32_t i = lane; i < group.segment[object].y; i += kWarp) segments[group.segment[object].x + i] = 0;
+        for (int32_t i = lane; i < group.segment[object].y; i += kWarp)
+          segments.points[group.segment[object].x + i] = -1;
       __syncthreads();
     }
     const auto member_of = [&](int32_t object) { return static_cast<uint32_t>(object - static_cast<int32_t>(first)); };
-    const auto put = [&](uint32_t member, int32_t slot, float score, uint32_t point) {
+    const auto put = [&](uint32_t member, int32_t slot, uint32_t point) {
       if (member >= static_cast<uint32_t>(size)) return;
       const int2 segment = group.segment[member];
-      if (slot < segment.y) segments[segment.x + slot] = rank_key(score, point);
+      if (slot < segment.y) segments.points[segment.x + slot] = static_cast<int32_t>(point);
     };
     const uint32_t in_fours = aligned ? num_points / kAtOnce * kAtOnce : 0;
     for (uint32_t j = kAtOnce * threadIdx.x; j < in_fours; j += kAtOnce * kThreads) {
@@ -229,15 +239,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
       const uint32_t x = member_of(owners.x), y = member_of(owners.y), z = member_of(owners.z), w = member_of(owners.w);
       if (min(min(x, y), min(z, w)) >= static_cast<uint32_t>(size)) continue;
       const int4 slots = *reinterpret_cast<const int4*>(slot + j);
-      const float4 scores = *reinterpret_cast<const float4*>(score + j);
-      put(x, slots.x, scores.x, j);
-      put(y, slots.y, scores.y, j + 1);
-      put(z, slots.z, scores.z, j + 2);
-      put(w, slots.w, scores.w, j + 3);
+      put(x, slots.x, j);
+      put(y, slots.y, j + 1);
+      put(z, slots.z, j + 2);
+      put(w, slots.w, j + 3);
     }
     for (uint32_t j = in_fours + threadIdx.x; j < num_points; j += kThreads)
-      if (const uint32_t member = member_of(owner[j]); member < static_cast<uint32_t>(size))
-        put(member, slot[j], score[j], j);
+      if (const uint32_t member = member_of(owner[j]); member < static_cast<uint32_t>(size)) put(member, slot[j], j);
     __syncthreads();
 
     // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept.
@@ -285,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) topk_select_kernel(const __
       const int32_t count = large ? group.listed[object] : group.segment[object].y, k = group.kept[object];
       if (count == 0 || k == 0) continue;
       const auto key_at = [&](int32_t i) {
-        return i >= count ? 0 : large ? group.list(object)[i] : segments[group.segment[object].x + i];
+        return i >= count ? 0 : large ? group.list(object)[i] : segments.key_at(group.segment[object].x + i);
       };
       const auto keep_own = [&](uint64_t key) { keep(object, key); };
       if (count <= kWarp)
@@ -355,12 +363,12 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   Tensor owners = new_tensor(scores, {num_points}, ScalarType::Long);
   if (num_points == 0) return owners;
 
-  // One workspace: 20 bytes per point, 4 per object.
-  Tensor workspace = new_tensor(scores, {(5 * num_points + 1 + num_objects + 1) / 2}, ScalarType::Long);
-  int64_t* const segments = workspace.mutable_data_ptr<int64_t>();
-  int32_t* const owner = reinterpret_cast<int32_t*>(segments + num_points);
+  // One workspace: 16 bytes per point, 4 per object.
+  Tensor workspace = new_tensor(scores, {2 * num_points + (1 + num_objects + 1) / 2}, ScalarType::Long);
+  int32_t* const owner = reinterpret_cast<int32_t*>(workspace.mutable_data_ptr<int64_t>());
   int32_t* const slot = owner + num_points;
-  float* const score = reinterpret_cast<float*>(slot + num_points);
+  int32_t* const segments = slot + num_points;
+  float* const score = reinterpret_cast<float*>(segments + num_points);
   int32_t* const filled = reinterpret_cast<int32_t*>(score + num_points);
   const Standing standing{owner, slot, score, filled + 1};
   queue.zero(filled, (1 + num_objects) * sizeof(int32_t));
