@@ -5,7 +5,7 @@ CUDA kernels only and may be absent. Both use LibTorch's stable ABI, so one buil
 
 Environment:
     MGASSIGN_CUDA=auto|1|0   auto (default): build CUDA kernels where nvcc and a CUDA build of torch are found
-    TORCH_CUDA_ARCH_LIST     as in torch; unset and without a GPU: a written list, PTX on the last
+    TORCH_CUDA_ARCH_LIST     as in torch; unset and without a GPU: a written list, and PTX
     MGASSIGN_STRICT=1        warnings are errors, kernels that spill registers too: for those who work on mgassign
     MGASSIGN_SANITIZE=1      address and undefined-behaviour sanitizers (run Python with libasan preloaded)
 """
@@ -94,7 +94,7 @@ def is_too_old(architecture: str) -> bool:
 
 
 def choose_architectures() -> str:
-    """Sets TORCH_CUDA_ARCH_LIST where torch would not know better; why there is nothing to build for, or ""."""
+    """Says what to build for where torch would not know better; why there is nothing to build for, or ""."""
     oldest = "{}.{}".format(*OLDEST_ARCHITECTURE)
     if wanted := os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";"):
         new_enough = [arch for arch in wanted.split(";") if arch and not is_too_old(arch)]
@@ -109,8 +109,12 @@ def choose_architectures() -> str:
     known = subprocess.run(
         [cuda_toolkit / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True
     ).stdout.split()
-    buildable = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
-    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(buildable or CUDA_ARCHITECTURES) + "+PTX"
+    # From the PTX of two generations, of which the second serves GPUs to come as well: making PTX takes most of the time.
+    for architecture in CUDA_ARCHITECTURES:
+        number = architecture.replace(".", "")
+        if not known or f"compute_{number}" in known:
+            NVCC_FLAGS.append(f"-gencode=arch=compute_{'75' if number == '75' else '80'},code=sm_{number}")
+    NVCC_FLAGS.append("-gencode=arch=compute_80,code=compute_80")
     return ""
 
 
