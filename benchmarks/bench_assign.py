@@ -54,7 +54,6 @@ OPERATORS = {  # and which inputs they take, after the grid
 }
 REFERENCES = ("eager", "compiled")
 WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
-JOB_LIMIT_S = 300
 MOST_PAIRS_CHECKED = 50_000_000  # of a point and an object: what the reference does in some seconds
 ROUNDING_SHARE = 0.001  # of the positives: scores that differ by rounding may swap places
 
@@ -178,9 +177,9 @@ def run_job(args: argparse.Namespace, *job: str) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in ("threads", "repeats", "budget", "data") if getattr(args, name)}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in settings.items()), "--job", *job]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_LIMIT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
     except subprocess.TimeoutExpired:
-        result = {"failed": f"over {JOB_LIMIT_S} s"}
+        result = {"failed": f"over {args.limit} s"}
     else:
         if done.returncode == 0:
             result = json.loads(done.stdout.splitlines()[-1])
@@ -248,6 +247,9 @@ def parse_arguments() -> argparse.Namespace:
     option("--repeats", type=int, default=1000, help="most timed calls per measurement (default: 1000)")
     option("--budget", type=float, default=5, metavar="S", help="seconds of timed calls per measurement (default: 5)")
     option(
+        "--limit", type=int, default=300, metavar="S", help="seconds a measurement may take, all of it (default: 300)"
+    )
+    option(
         "--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu; cuda: see bench_cuda.py)"
     )
     option(
@@ -279,8 +281,8 @@ def parse_arguments() -> argparse.Namespace:
         wrong = f"--json: no folder {args.json.parent}"
     elif args.device == "cuda" and (mgassign._library.cuda_library is None or not torch.cuda.is_available()):
         wrong = f"--device: no CUDA: {mgassign._library.no_cuda_reason or 'torch finds no GPU'}"
-    elif min(args.threads, args.repeats) < 1 or args.budget <= 0:
-        wrong = "--threads, --repeats, --budget: expected above 0"
+    elif min(args.threads, args.repeats, args.limit) < 1 or args.budget <= 0:
+        wrong = "--threads, --repeats, --budget, --limit: expected above 0"
     if wrong:
         parser.exit(2, f"{parser.prog}: {wrong}\n")
     return args

@@ -6,7 +6,7 @@ slows both sides of a pair. A call of less than a tenth of a second is made once
 without being timed: each side finds its own data in the caches. CPU time, of all threads together, is told beside: on a busy
 machine it is the figure to compare, with --threads 1.
 
-A process may take MEMORY_LIMIT of memory and bench_assign's JOB_LIMIT_S of time; one that wants more is a row that says so.
+A process may take MEMORY_LIMIT of memory and `--limit` seconds; one that wants more is a row that says so.
 
 Two counts say what a call asks of PyTorch's dispatcher. *Dispatched* are the operators that reach the device's kernels.
 *Waits* are those among them that, on CUDA, make the host wait until the device has done all that was asked of it before:
