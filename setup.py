@@ -177,10 +177,12 @@ class BuildLibraries(BuildExtension):
         folder = Path("mgassign") if self.inplace else Path(self.build_lib, "mgassign")
         for stale in folder.glob("_C*.so"):
             stale.unlink()
+        # In place the line numbers stay, for profilers; setuptools forgets where while it builds.
+        self.strips = not self.inplace and sys.platform == "linux"
         super().run()
 
     def build_extensions(self) -> None:
-        if not self.inplace and sys.platform == "linux":  # in place the line numbers stay, for profilers
+        if self.strips:
             for extension in self.extensions:
                 extension.extra_link_args.append("-Wl,--strip-all")
         try:
