@@ -71,28 +71,16 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
 // An overlap is at most the area in common by either area, whatever the roundings.
 MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed,
                                      int32_t* found) {
-  constexpr int64_t kChunk = 64;
   constexpr float kRoom = 0.999f;  // for roundings
-  int64_t count = 0;
-  for (int64_t first = 0; first < objects.count; first += kChunk) {
-    const int64_t size = std::min(kChunk, objects.count - first);
-    uint8_t hit[kChunk];
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t k = first + i;
-      const float width =
-          smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
-      const float height =
-          smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
-      const float share = needed[k] * kRoom, least = share * objects.area[k];
-      hit[i] = (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
-               (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);
-    }
-    for (int64_t i = 0; i < size; ++i) {
-      found[count] = static_cast<int32_t>(first + i);
-      count += hit[i];
-    }
-  }
-  return count;
+  return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
+    const float width =
+        smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
+    const float height =
+        smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
+    const float share = needed[k] * kRoom, least = share * objects.area[k];
+    return (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
+           (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);
+  });
 }
 
 MGASSIGN_VECTOR int64_t first_with(const BoxTile& tile, const Object& object, float overlap) {

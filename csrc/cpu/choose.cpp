@@ -157,23 +157,11 @@ MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const int32_t* r
 }
 
 MGASSIGN_VECTOR int64_t overlapping_runs(const Objects& around, const Box& box, float least, int32_t* found) {
-  constexpr int64_t kBlock = 64;
   const float enough = least * area_of(box);
-  int64_t count = 0;
-  for (int64_t first = 0; first < around.count; first += kBlock) {
-    const int64_t size = std::min(kBlock, around.count - first);
-    uint8_t hit[kBlock];
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t k = first + i;
-      const Box run{around.x1[k], around.y1[k], around.x2[k], around.y2[k]};
-      hit[i] = overlap_of(run, 0.0f, box, 0.0f).intersection > enough;
-    }
-    for (int64_t i = 0; i < size; ++i) {
-      found[count] = static_cast<int32_t>(first + i);
-      count += hit[i];
-    }
-  }
-  return count;
+  return find_hits(around.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
+    const Box run{around.x1[k], around.y1[k], around.x2[k], around.y2[k]};
+    return overlap_of(run, 0.0f, box, 0.0f).intersection > enough;
+  });
 }
 
 void settle(const ChoiceLists& lists, int64_t first, int64_t count, const Holdings& held, Chosen& chosen) {

@@ -6,6 +6,7 @@
 // own.
 #pragma once
 
+#include "../dynamic_k_operators.h"
 #include "offers.h"
 
 namespace mgassign::cpu {
@@ -230,69 +231,67 @@ void mark_pool(const Rule& rule, const Level& level, const Objects& objects, uin
     }
 }
 
-template <typename Rule>
-std::tuple<Tensor, Tensor> dynamic_k_assign(const Rule& rule, const Grid& grid, const Tensor& pred_boxes,
-                                            const Tensor& pred_scores, const std::optional<Tensor>& objectness,
-                                            const Tensor& gt_boxes, const Tensor& gt_labels,
-                                            const std::optional<Tensor>& gt_offsets,
-                                            const std::optional<std::vector<int64_t>>& gt_counts,
-                                            const std::optional<Tensor>& wanted, const Quota& quota) {
-  const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
-  if (objectness) check_objectness(*objectness, pred_scores);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+struct OnCpu {
+  template <typename Rule>
+  static std::tuple<Tensor, Tensor> assign(const Rule& rule, const Grid& grid, const DynamicKInputs& given) {
+    const Tensor& gt_boxes = given.gt_boxes;
+    const int64_t num_images = check_objects(gt_boxes, given.gt_offsets, given.gt_counts), num_points = grid.num_points;
+    given.check(num_images, num_points);
 
-  Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  if (owner.numel() == 0) return {owner, iou};
+    Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
+    Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+    if (owner.numel() == 0) return {owner, iou};
 
-  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  check_labels(batch, labels, pred_scores.size(2));
-  const int64_t* const counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
+    const int64_t* const labels = given.gt_labels.const_data_ptr<int64_t>();
+    ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, given.gt_offsets, given.gt_counts),
+                      labels);
+    check_labels(batch, labels, given.pred_scores.size(2));
+    const int64_t* const counts = given.wanted ? given.wanted->const_data_ptr<int64_t>() : nullptr;
 
-  const int64_t work = num_images * num_points, num_levels = static_cast<int64_t>(grid.levels.size());
-  const auto pool = new_values<uint8_t>(work);
-  for (int64_t image = 0; image < num_images; ++image) batch.list(image);
-  for_each_unit(num_images * num_levels, threads_for(num_images * num_levels, work), [&](int64_t unit, int64_t) {
-    const int64_t image = unit / num_levels;
-    mark_pool(rule, grid.levels[unit % num_levels], batch.ranked(image), pool.get() + image * num_points);
-  });
-  const Predictions predictions(pred_boxes, threads_for(num_images, 2 * work), pool.get());
-  const auto costs = new_values<float>(work);
-  with_strided<3>(pred_scores, [&](const auto& class_scores) {
-    Scores scores(rule, class_scores, objectness, num_images, num_points, pred_scores.size(2));
-    DynamicKAssigner assigner(rule, grid, batch, labels, predictions, pool.get(), scores, quota);
-    const int64_t handing = threads_for(num_images, work);
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
-
-    using Scratch = typename decltype(assigner)::Scratch;
-    const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
-    auto scratch =
-        scratch_for<Scratch>(choosing, grid, assigner.most_overlaps(), scores.num_classes(), batch.largest_image());
-    for_each_unit(batch.num_objects(), choosing,
-                  [&](int64_t n, int64_t slot) { assigner.choose(n, counts, scratch[slot]); });
-
-    const auto held = [&](int64_t image) {
-      const int64_t at = image * num_points;
-      return Holdings{owner.mutable_data_ptr<int64_t>() + at, costs.get() + at, iou.mutable_data_ptr<float>() + at};
-    };
-    std::vector<Chosen> chosen(num_images);
-    for (int64_t image = 0; image < num_images; ++image)
-      chosen[image].reserve(batch.size(image) * std::min(quota.most, num_points));
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      std::fill_n(held(image).owner, num_points, kBackground);
-      std::fill_n(held(image).claim, num_points, 0.0f);
-      assigner.settle(image, held(image), chosen[image]);
+    const int64_t work = num_images * num_points, num_levels = static_cast<int64_t>(grid.levels.size());
+    const auto pool = new_values<uint8_t>(work);
+    for (int64_t image = 0; image < num_images; ++image) batch.list(image);
+    for_each_unit(num_images * num_levels, threads_for(num_images * num_levels, work), [&](int64_t unit, int64_t) {
+      const int64_t image = unit / num_levels;
+      mark_pool(rule, grid.levels[unit % num_levels], batch.ranked(image), pool.get() + image * num_points);
     });
-    for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
-      assigner.contest(image, begin, end, held(image), scratch[slot]);
+    const Predictions predictions(given.pred_boxes, threads_for(num_images, 2 * work), pool.get());
+    const auto costs = new_values<float>(work);
+    with_strided<3>(given.pred_scores, [&](const auto& class_scores) {
+      Scores scores(rule, class_scores, given.objectness, num_images, num_points, given.pred_scores.size(2));
+      DynamicKAssigner assigner(rule, grid, batch, labels, predictions, pool.get(), scores, given.quota);
+      const int64_t handing = threads_for(num_images, work);
+      for_each_unit(num_images, handing,
+                    [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
+
+      using Scratch = typename decltype(assigner)::Scratch;
+      const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
+      auto scratch =
+          scratch_for<Scratch>(choosing, grid, assigner.most_overlaps(), scores.num_classes(), batch.largest_image());
+      for_each_unit(batch.num_objects(), choosing,
+                    [&](int64_t n, int64_t slot) { assigner.choose(n, counts, scratch[slot]); });
+
+      const auto held = [&](int64_t image) {
+        const int64_t at = image * num_points;
+        return Holdings{owner.mutable_data_ptr<int64_t>() + at, costs.get() + at, iou.mutable_data_ptr<float>() + at};
+      };
+      std::vector<Chosen> chosen(num_images);
+      for (int64_t image = 0; image < num_images; ++image)
+        chosen[image].reserve(batch.size(image) * std::min(given.quota.most, num_points));
+      for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+        std::fill_n(held(image).owner, num_points, kBackground);
+        std::fill_n(held(image).claim, num_points, 0.0f);
+        assigner.settle(image, held(image), chosen[image]);
+      });
+      for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
+        assigner.contest(image, begin, end, held(image), scratch[slot]);
+      });
+      for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+        batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, held(image).owner); });
+      });
     });
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, held(image).owner); });
-    });
-  });
-  return {owner, iou};
-}
+    return {owner, iou};
+  }
+};
 
 }  // namespace mgassign::cpu

@@ -35,22 +35,11 @@ Objects ObjectBatch::order(int64_t image, bool by_area) {
   return ranked(image);
 }
 
-// A block's answers first, by vector code, then a loop without a branch: it would be mispredicted too often.
 MGASSIGN_VECTOR int64_t touching(const Box& bounds, const Objects& objects, int32_t* found) {
-  constexpr int64_t kBlock = 64;
-  int64_t count = 0;
-  for (int64_t first = 0; first < objects.count; first += kBlock) {
-    const int64_t size = std::min(kBlock, objects.count - first);
-    uint8_t hit[kBlock];
-    for (int64_t i = 0; i < size; ++i)
-      hit[i] = (objects.x1[first + i] < bounds.x2) & (objects.x2[first + i] > bounds.x1) &
-               (objects.y1[first + i] < bounds.y2) & (objects.y2[first + i] > bounds.y1);
-    for (int64_t i = 0; i < size; ++i) {
-      found[count] = static_cast<int32_t>(first + i);
-      count += hit[i];
-    }
-  }
-  return count;
+  return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
+    return (objects.x1[k] < bounds.x2) & (objects.x2[k] > bounds.x1) & (objects.y1[k] < bounds.y2) &
+           (objects.y2[k] > bounds.y1);
+  });
 }
 
 void check_labels(const ObjectBatch& batch, const int64_t* labels, int64_t num_classes) {

@@ -1,6 +1,4 @@
 // Dynamic soft labels: dynamic_k.h has the passes.
-#include <torch/csrc/stable/library.h>
-
 #include "dynamic_k.h"
 
 namespace mgassign::cpu {
@@ -14,17 +12,7 @@ MGASSIGN_VECTOR float sum_over_classes(const SoftLabel& rule, const float* raw, 
   return sum_lanes(rule, raw, num_classes, has_objectness, objectness);
 }
 
-std::tuple<Tensor, Tensor> soft_label_assign_cpu(const Tensor& pred_boxes, const Tensor& pred_logits,
-                                                 const Tensor& gt_boxes, const Tensor& gt_labels,
-                                                 MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS,
-                                                 std::optional<Tensor> wanted, int64_t min_points, int64_t max_points,
-                                                 int64_t best_overlaps, double center_radius, double overlap_weight,
-                                                 double epsilon, int64_t activation) {
-  const SoftLabel rule = make_soft_label(best_overlaps, center_radius, overlap_weight, epsilon, activation);
-  check_chosen(max_points, 0);
-  return dynamic_k_assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS), pred_boxes, pred_logits, std::nullopt, gt_boxes,
-                          gt_labels, gt_offsets, gt_counts, wanted, Quota(min_points, max_points, max_points));
-}
+constexpr auto& soft_label_assign_cpu = soft_label_assign<OnCpu>;
 
 }  // namespace mgassign::cpu
 

@@ -69,6 +69,24 @@ class ObjectArrays {
 // and one more; how many.
 int64_t touching(const Box& bounds, const Objects& objects, int32_t* found);
 
+// Finds those of `count` that is_hit(k): a block's answers first, by vector code, then a loop without a branch, which
+// would be mispredicted too often. `found` has room for one more than there are.
+template <typename IsHit>
+MGASSIGN_INLINE int64_t find_hits(int64_t count, int32_t* found, const IsHit& is_hit) {
+  constexpr int64_t kTogether = 64;
+  int64_t num_found = 0;
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t size = std::min(kTogether, count - first);
+    uint8_t hit[kTogether];
+    for (int64_t i = 0; i < size; ++i) hit[i] = is_hit(first + i);
+    for (int64_t i = 0; i < size; ++i) {
+      found[num_found] = static_cast<int32_t>(first + i);
+      num_found += hit[i];
+    }
+  }
+  return num_found;
+}
+
 // The objects of a batch, image by image.
 class ObjectBatch {
  public:

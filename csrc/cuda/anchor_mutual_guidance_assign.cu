@@ -6,7 +6,7 @@
 //      for by overlap, by amplified overlap, by its prediction's overlap? Each object's best ones;
 //   3. an object a thread and contest: its best point is forced, unless another object's claim is better;
 //   4. a point a thread: the original strategy, and how many points stand for each object;
-//   5. selection (topk_per_object.cu) of those to be ignored with those to learn a class;
+//   5. selection (selection.cu) of those to be ignored with those to learn a class;
 //   6. selection of these and of those to learn a box, over them;
 //   7. an object a thread: the true overlap of the prediction that was forced.
 #include "anchors.cuh"

@@ -12,17 +12,9 @@ namespace {
 
 constexpr int kPointThreads = 256;
 
-struct Task {
-  Levels levels;
+// The owners are keys until the end.
+struct Task : ChooseTask {
   Atss rule;
-  ObjectRows objects;
-  int32_t num_images;  // of this launch
-  int64_t first_row;   // of its objects
-  const float* gt_boxes;
-  const int64_t* gt_labels;  // or null
-  int64_t num_points;
-  int64_t* owner;  // [B, P]; keys until the end
-  float* iou;      // [B, P]
 };
 
 struct Candidate {
@@ -35,11 +27,10 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
   __shared__ Candidate candidates[kMaxLevels * kMostChosen];
   __shared__ Atss::Neighborhood neighborhoods[kMaxLevels];
   __shared__ float threshold;
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const Box box = object_box(t.gt_boxes, row);
-  const int64_t label = t.gt_labels ? t.gt_labels[row] : 0;
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  const Box box = object_box(t.gt_boxes, block.row);
+  const int64_t label = t.gt_labels ? t.gt_labels[block.row] : 0;
   if (!is_valid(box) || label < 0) return;
   const Location center = Atss::center_of(box);
   const float area = area_of(box);
@@ -77,8 +68,8 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
   if (threadIdx.x == 0) threshold = Atss::threshold(num_candidates, [&](int32_t i) { return candidates[i].overlap; });
   __syncthreads();
 
-  const int32_t own = static_cast<int32_t>(row - t.objects.of(image).first);
-  auto* const keys = reinterpret_cast<unsigned long long*>(t.owner) + image * t.num_points;
+  const int32_t own = block.index();
+  auto* const keys = reinterpret_cast<unsigned long long*>(t.owner) + block.image * t.num_points;
   for (int32_t i = threadIdx.x; i < num_candidates; i += kChoosers) {
     const Candidate& candidate = candidates[i];
     if (Atss::takes(box, location_of(t.levels, candidate.point), candidate.overlap, threshold))
@@ -115,22 +106,9 @@ std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optiona
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   if (owner.numel() == 0) return {owner, iou};
   queue.zero(owner.mutable_data_ptr<int64_t>(), owner.numel() * sizeof(int64_t));
-  Task task{Levels(grid),
-            rule,
-            {},
-            0,
-            0,
-            gt_boxes.const_data_ptr<float>(),
-            gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr,
-            num_points,
-            owner.mutable_data_ptr<int64_t>(),
-            iou.mutable_data_ptr<float>()};
-  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
-    task.objects = rows;
-    task.num_images = static_cast<int32_t>(images);
-    task.first_row = rows.listed ? rows.row_of[0] : 0;
-    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : batch.num_objects();
-    if (num_rows > 0) queue.launch(atss_select_kernel, dim3(static_cast<unsigned>(num_rows)), kChoosers, task);
+  Task task{ChooseTask(grid, gt_boxes, gt_labels ? &*gt_labels : nullptr, owner, iou), rule};
+  for_each_launch(batch, task, [&](unsigned images, unsigned objects) {
+    if (objects > 0) queue.launch(atss_select_kernel, dim3(objects), kChoosers, task);
     queue.launch(atss_finish_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, task);
   });
   return {owner, iou};

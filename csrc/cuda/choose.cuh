@@ -36,6 +36,52 @@ __device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRow
   return owner;
 }
 
+// What the kernels are told of a batch; an assigner's own task has more. Where a block works for an object, the first
+// one does for the launch's first.
+struct ChooseTask {
+  Levels levels;
+  const float* gt_boxes;
+  const int64_t* gt_labels;  // or null
+  int64_t num_points;
+  int64_t* owner;  // [B, P]
+  float* iou;      // [B, P]
+  // Of this launch.
+  ObjectRows objects = {};
+  int32_t num_images = 0;
+  int64_t first_row = 0;
+
+  ChooseTask(const Grid& grid, const Tensor& gt_boxes, const Tensor* gt_labels, Tensor& owner, Tensor& iou)
+      : levels(grid),
+        gt_boxes(gt_boxes.const_data_ptr<float>()),
+        gt_labels(gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr),
+        num_points(grid.num_points),
+        owner(owner.mutable_data_ptr<int64_t>()),
+        iou(iou.mutable_data_ptr<float>()) {}
+
+  struct ObjectOfBlock {
+    int64_t row, image;  // below 0: there is no object
+    ObjectRows::Rows rows;
+
+    __device__ int32_t index() const { return static_cast<int32_t>(row - rows.first); }  // within its image
+  };
+  __device__ ObjectOfBlock object_of_block() const {
+    const int64_t row = first_row + blockIdx.x, image = objects.image_of(row, num_images);
+    return {row, image, image < 0 ? ObjectRows::Rows{0, 0} : objects.of(image)};
+  }
+};
+
+// Calls launch(number of images, number of objects) for each launch that the batch needs, of which the task is told.
+template <typename Task, typename Launch>
+void for_each_launch(const ObjectBatch& batch, Task& task, const Launch& launch) {
+  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
+    task.objects = rows;
+    task.num_images = static_cast<int32_t>(images);
+    task.first_row = rows.listed ? rows.row_of[0] : 0;
+    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : batch.num_objects();
+    launch(images, static_cast<unsigned>(num_rows));
+  });
+}
+
 // The points of a window, numbered level by level, row by row.
 struct Window {
   int32_t row[kMaxLevels], column[kMaxLevels], across[kMaxLevels];

@@ -10,6 +10,7 @@
 // A Rule is SimOta or SoftLabel.
 #pragma once
 
+#include "../dynamic_k_operators.h"
 #include "choose.cuh"
 
 namespace mgassign::cuda {
@@ -18,28 +19,21 @@ constexpr int kPreparers = 128;  // threads of a block that prepares points
 constexpr int kBlocks = 7;       // of a multiprocessor: registers enough for each thread
 
 template <typename Rule>
-struct DynamicKTask {
-  Levels levels;
+struct DynamicKTask : ChooseTask {
   Rule rule;
-  ObjectRows objects;
-  int32_t num_images;  // of this launch
-  int64_t first_row;   // of its objects
-  const float* gt_boxes;
-  const int64_t* gt_labels;
   const int64_t* wanted;  // [N]: how many points an object chooses; null: as its overlaps say
   Quota quota;
   FloatView<3> pred_boxes, pred_scores;
   FloatView<2> objectness;  // of no data: there is none
-  int64_t num_points, num_classes, num_tiles;
+  int64_t num_classes, num_tiles;
   unsigned long long* best;  // [B, P]: key of the object that chose the point and that it costs least; 0: none
   Box* around;               // [B, tiles]: the box around what a tile's points of the pool predict
   float* sum;                // [B, P]: over classes, of points in the pool; infinite elsewhere
   Choice* choices;           // [N, quota.most]; scores are costs below 0, claims are overlaps
   int32_t* num_chosen;       // [N]
-  int64_t* owner;            // [B, P]
-  float* iou;                // [B, P]; until the contest, as an integer: how many objects chose the point
 
   __device__ bool in_pool(int64_t image, int32_t point) const { return sum[image * num_points + point] < kInfinity; }
+  // How many objects chose a point: until the contest it stands where the overlap will.
   __device__ int32_t* count(int64_t place) const { return reinterpret_cast<int32_t*>(iou) + place; }
 
   // What is no box is empty: it overlaps nothing.
@@ -266,22 +260,20 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
   static_assert(kChoosers >= kMostChosen, "a thread for each of the best overlaps");
   __shared__ TopList list;
   __shared__ int32_t number;
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const int64_t first_row = t.objects.of(image).first;
-  const Bidder<Rule> own(t, image, first_row, static_cast<int32_t>(row - first_row));
-  if (threadIdx.x == 0) t.num_chosen[row] = 0;
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  const Bidder<Rule> own(t, block.image, block.rows.first, block.index());
+  if (threadIdx.x == 0) t.num_chosen[block.row] = 0;
   if (!own.takes_part) return;
 
   // The best overlaps are enough to say how many points are chosen, and to bound what they cost.
   const int32_t quota = static_cast<int32_t>(t.quota.most);
-  find_best_overlaps(t, image, own, list, quota > t.rule.best_overlaps ? quota : t.rule.best_overlaps);
+  find_best_overlaps(t, block.image, own, list, quota > t.rule.best_overlaps ? quota : t.rule.best_overlaps);
   const int32_t count = list.count;
   if (threadIdx.x == 0) {
     double sum = 0.0;
     for (int32_t i = 0; i < count && i < t.rule.best_overlaps; ++i) sum += list.choices[i].score;
-    number = static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[row] : Rule::number_of_points(sum)));
+    number = static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[block.row] : Rule::number_of_points(sum)));
   }
   __syncthreads();
   const int32_t most = number;
@@ -292,43 +284,41 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
     Choice mine{-kInfinity, 0, 0.0f};
     if (static_cast<int32_t>(threadIdx.x) < count) {
       mine = list.choices[threadIdx.x];
-      mine.score = own.bid(t, Offer<Rule>(t, image, mine.point), mine.claim, kInfinity);
+      mine.score = own.bid(t, Offer<Rule>(t, block.image, mine.point), mine.claim, kInfinity);
     }
     list.clear();
     list.offer(mine.score > -kInfinity, mine, most);
     list.shrink(most);
     limit = -list.bar(most, -kInfinity);
   }
-  find_cheapest(t, image, own, list, most, limit);
+  find_cheapest(t, block.image, own, list, most, limit);
   for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
     const Choice choice = list.choices[i];
-    const int64_t place = image * t.num_points + choice.point;
-    t.choices[row * quota + i] = choice;
+    const int64_t place = block.image * t.num_points + choice.point;
+    t.choices[block.row * quota + i] = choice;
     atomicMax(&t.best[place], key_of(choice.score, own.index));
     atomicAdd(t.count(place), 1);
   }
-  if (threadIdx.x == 0) t.num_chosen[row] = list.count;
+  if (threadIdx.x == 0) t.num_chosen[block.row] = list.count;
 }
 
 template <typename Rule>
 __global__ void __launch_bounds__(kChoosers, kBlocks)
     dynamic_k_contest_kernel(const __grid_constant__ DynamicKTask<Rule> t) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const ObjectRows::Rows rows = t.objects.of(image);
-  for (int32_t i = warp; i < t.num_chosen[row]; i += kChoosers / kWarp) {
-    const Choice choice = t.choices[row * t.quota.most + i];
-    const int64_t place = image * t.num_points + choice.point;
-    unsigned long long best = key_of(choice.score, static_cast<int32_t>(row - rows.first));
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  for (int32_t i = warp; i < t.num_chosen[block.row]; i += kChoosers / kWarp) {
+    const Choice choice = t.choices[block.row * t.quota.most + i];
+    const int64_t place = block.image * t.num_points + choice.point;
+    unsigned long long best = key_of(choice.score, block.index());
     if (t.best[place] != best) continue;  // another one's to see to
     float overlap = choice.claim;
     if (*t.count(place) > 1) {
-      const Offer<Rule> offer(t, image, choice.point);
+      const Offer<Rule> offer(t, block.image, choice.point);
       const float least = t.rule.least_overlap(-choice.score);
-      for (int32_t g = lane; g < rows.count; g += kWarp) {
-        const Bidder<Rule> rival(t, image, rows.first, g);
+      for (int32_t g = lane; g < block.rows.count; g += kWarp) {
+        const Bidder<Rule> rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part) continue;
         const Overlap both = overlap_of(offer.box, offer.area, rival.box, rival.area);
         if (both.intersection <= least * both.total) continue;
@@ -337,7 +327,7 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
       }
       __syncwarp();
       best = largest_of_warp(best);
-      const Box winner = object_box(t.gt_boxes, rows.first + object_of(best));
+      const Box winner = object_box(t.gt_boxes, block.rows.first + object_of(best));
       overlap = iou_of(offer.box, offer.area, winner, area_of(winner));
     }
     __syncwarp();  // all know how many chose the point
@@ -347,69 +337,53 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
   }
 }
 
-template <typename Rule>
-std::tuple<Tensor, Tensor> dynamic_k_assign(const Rule& rule, const Grid& grid, const Tensor& pred_boxes,
-                                            const Tensor& pred_scores, const std::optional<Tensor>& objectness,
-                                            const Tensor& gt_boxes, const Tensor& gt_labels,
-                                            const std::optional<Tensor>& gt_offsets,
-                                            const std::optional<std::vector<int64_t>>& gt_counts,
-                                            const std::optional<Tensor>& wanted, const Quota& quota) {
-  const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
-  const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
-  if (objectness) check_objectness(*objectness, pred_scores);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+struct OnCuda {
+  template <typename Rule>
+  static std::tuple<Tensor, Tensor> assign(const Rule& rule, const Grid& grid, const DynamicKInputs& given) {
+    const Tensor& gt_boxes = given.gt_boxes;
+    const ObjectBatch batch(gt_boxes, given.gt_offsets, given.gt_counts);
+    const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
+    given.check(num_images, num_points);
 
-  const Queue queue(gt_boxes);
-  Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
-  Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  const int64_t all_points = num_images * num_points;
-  if (all_points == 0) return {owner, iou};
+    const Queue queue(gt_boxes);
+    Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
+    Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+    const int64_t all_points = num_images * num_points;
+    if (all_points == 0) return {owner, iou};
 
-  // One workspace: 12 bytes per point, 16 per tile of them, 12 k + 4 per object.
-  const int64_t num_tiles = tiles_of(grid), all_tiles = num_images * num_tiles, all_choices = num_objects * quota.most;
-  const int64_t bytes = 12 * all_points + all_tiles * sizeof(Box) + all_choices * sizeof(Choice) + 4 * num_objects;
-  Tensor workspace = new_tensor(gt_boxes, {(bytes + 7) / 8}, ScalarType::Long);
-  auto* const best = reinterpret_cast<unsigned long long*>(workspace.mutable_data_ptr<int64_t>());
-  auto* const around = reinterpret_cast<Box*>(best + all_points);
-  auto* const sum = reinterpret_cast<float*>(around + all_tiles);
-  auto* const choices = reinterpret_cast<Choice*>(sum + all_points);
+    // One workspace: 12 bytes per point, 16 per tile of them, 12 k + 4 per object.
+    const int64_t num_tiles = tiles_of(grid), all_tiles = num_images * num_tiles;
+    const int64_t all_choices = num_objects * given.quota.most;
+    const int64_t bytes = 12 * all_points + all_tiles * sizeof(Box) + all_choices * sizeof(Choice) + 4 * num_objects;
+    Tensor workspace = new_tensor(gt_boxes, {(bytes + 7) / 8}, ScalarType::Long);
+    auto* const best = reinterpret_cast<unsigned long long*>(workspace.mutable_data_ptr<int64_t>());
+    auto* const around = reinterpret_cast<Box*>(best + all_points);
+    auto* const sum = reinterpret_cast<float*>(around + all_tiles);
+    auto* const choices = reinterpret_cast<Choice*>(sum + all_points);
 
-  DynamicKTask<Rule> task{Levels(grid),
-                          rule,
-                          {},
-                          0,
-                          0,
-                          gt_boxes.const_data_ptr<float>(),
-                          gt_labels.const_data_ptr<int64_t>(),
-                          wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
-                          quota,
-                          FloatView<3>(pred_boxes),
-                          FloatView<3>(pred_scores),
-                          objectness ? FloatView<2>(*objectness) : FloatView<2>(),
-                          num_points,
-                          pred_scores.size(2),
-                          num_tiles,
-                          best,
-                          around,
-                          sum,
-                          choices,
-                          reinterpret_cast<int32_t*>(choices + all_choices),
-                          owner.mutable_data_ptr<int64_t>(),
-                          iou.mutable_data_ptr<float>()};
-  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
-    task.objects = rows;
-    task.num_images = static_cast<int32_t>(images);
-    task.first_row = rows.listed ? rows.row_of[0] : 0;
-    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : num_objects;
-    queue.launch(dynamic_k_prepare_kernel<Rule>, dim3(blocks_for(num_tiles, kPreparers / kWarp), images), kPreparers,
-                 task);
-    if (num_rows == 0) return;
-    const dim3 blocks(static_cast<unsigned>(num_rows));
-    queue.launch(dynamic_k_choose_kernel<Rule>, blocks, kChoosers, task);
-    queue.launch(dynamic_k_contest_kernel<Rule>, blocks, kChoosers, task);
-  });
-  return {owner, iou};
-}
+    DynamicKTask<Rule> task{ChooseTask(grid, gt_boxes, &given.gt_labels, owner, iou),
+                            rule,
+                            given.wanted ? given.wanted->const_data_ptr<int64_t>() : nullptr,
+                            given.quota,
+                            FloatView<3>(given.pred_boxes),
+                            FloatView<3>(given.pred_scores),
+                            given.objectness ? FloatView<2>(*given.objectness) : FloatView<2>(),
+                            given.pred_scores.size(2),
+                            num_tiles,
+                            best,
+                            around,
+                            sum,
+                            choices,
+                            reinterpret_cast<int32_t*>(choices + all_choices)};
+    for_each_launch(batch, task, [&](unsigned images, unsigned objects) {
+      queue.launch(dynamic_k_prepare_kernel<Rule>, dim3(blocks_for(num_tiles, kPreparers / kWarp), images), kPreparers,
+                   task);
+      if (objects == 0) return;
+      queue.launch(dynamic_k_choose_kernel<Rule>, dim3(objects), kChoosers, task);
+      queue.launch(dynamic_k_contest_kernel<Rule>, dim3(objects), kChoosers, task);
+    });
+    return {owner, iou};
+  }
+};
 
 }  // namespace mgassign::cuda

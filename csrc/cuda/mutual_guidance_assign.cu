@@ -6,7 +6,7 @@
 //      the original strategy? Lanes first take an object each and ask whether it touches the tile's ground or the
 //      bounding box of the tile's predictions; only with those that do, all lanes then compare their points.
 //      Where there are few tiles and many objects, several warps share a tile's objects;
-//   3. selection (topk_per_object.cu).
+//   3. selection (selection.cu).
 #include "steps.cuh"
 
 namespace mgassign::cuda {

@@ -1,22 +1,4 @@
 // SimOTA: dynamic_k.cuh has the kernels.
 #include "dynamic_k.cuh"
 
-namespace mgassign::cuda {
-
-std::tuple<Tensor, Tensor> sim_ota_assign_cuda(const Tensor& pred_boxes, const Tensor& pred_logits,
-                                               const Tensor& gt_boxes, const Tensor& gt_labels,
-                                               MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS,
-                                               std::optional<Tensor> pred_objectness, std::optional<Tensor> wanted,
-                                               int64_t min_points, int64_t max_points, int64_t best_overlaps,
-                                               double center_radius, bool inside, double penalty, double overlap_weight,
-                                               double class_weight, double epsilon, int64_t activation) {
-  const SimOta rule =
-      make_sim_ota(best_overlaps, center_radius, inside, penalty, overlap_weight, class_weight, epsilon, activation);
-  check_chosen(max_points, 0);
-  return dynamic_k_assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS), pred_boxes, pred_logits, pred_objectness, gt_boxes,
-                          gt_labels, gt_offsets, gt_counts, wanted, Quota(min_points, max_points, max_points));
-}
-
-}  // namespace mgassign::cuda
-
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("sim_ota_assign", TORCH_BOX(&mgassign::cuda::sim_ota_assign_cuda)); }
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("sim_ota_assign", TORCH_BOX(&mgassign::sim_ota_assign<mgassign::cuda::OnCuda>)); }

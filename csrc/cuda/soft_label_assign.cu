@@ -1,20 +1,6 @@
 // Dynamic soft labels: dynamic_k.cuh has the kernels.
 #include "dynamic_k.cuh"
 
-namespace mgassign::cuda {
-
-std::tuple<Tensor, Tensor> soft_label_assign_cuda(const Tensor& pred_boxes, const Tensor& pred_logits,
-                                                  const Tensor& gt_boxes, const Tensor& gt_labels,
-                                                  MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS,
-                                                  std::optional<Tensor> wanted, int64_t min_points, int64_t max_points,
-                                                  int64_t best_overlaps, double center_radius, double overlap_weight,
-                                                  double epsilon, int64_t activation) {
-  const SoftLabel rule = make_soft_label(best_overlaps, center_radius, overlap_weight, epsilon, activation);
-  check_chosen(max_points, 0);
-  return dynamic_k_assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS), pred_boxes, pred_logits, std::nullopt, gt_boxes,
-                          gt_labels, gt_offsets, gt_counts, wanted, Quota(min_points, max_points, max_points));
+MGASSIGN_CUDA_LIBRARY(m) {
+  m.impl("soft_label_assign", TORCH_BOX(&mgassign::soft_label_assign<mgassign::cuda::OnCuda>));
 }
-
-}  // namespace mgassign::cuda
-
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("soft_label_assign", TORCH_BOX(&mgassign::cuda::soft_label_assign_cuda)); }

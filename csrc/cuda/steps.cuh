@@ -1,5 +1,5 @@
 // The steps that operators share: which objects an image has, how points are dealt to warps, and who stands for
-// what. topk_per_object.cu defines the selection that mutual_guidance_assign.cu uses too.
+// what. selection.cu defines the selection that several end with.
 #pragma once
 
 #include "../math/centerness.h"

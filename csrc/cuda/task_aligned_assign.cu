@@ -12,24 +12,17 @@ namespace {
 
 constexpr int kPointThreads = 256;
 
-struct Task {
-  Levels levels;
+struct Task : ChooseTask {
   TaskAligned rule;
-  ObjectRows objects;
-  int32_t num_images;  // of this launch
-  int64_t first_row;   // of its objects
-  const float* gt_boxes;
-  const int64_t* gt_labels;
   const int64_t* wanted;  // [N]: how many points an object chooses; null: as many as the quota allows
   Quota quota;
   int32_t most, keep;  // points that an object chooses, and keeps, at most; 0: all
   FloatView<3> pred_boxes, pred_scores;
-  int64_t num_points, num_classes;
+  int64_t num_classes;
   Claims claims;        // [B, P]
   Choice* choices;      // [N, most]; a point below 0 is none
   int32_t* num_chosen;  // [N]
-  int64_t* owner;       // [B, P]
-  float *target, *iou;  // [B, P]; scores and overlaps until the end
+  float* target;        // [B, P]; this and the overlaps are those of who holds a point, until the end
 };
 
 // An object, as a block or a warp works for it.
@@ -78,14 +71,13 @@ __global__ void __launch_bounds__(kPointThreads) task_aligned_prepare_kernel(con
 __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __grid_constant__ Task t) {
   __shared__ Window window;
   __shared__ TopList list;
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const int64_t first_row = t.objects.of(image).first;
-  const Objective own(t, image, first_row, static_cast<int32_t>(row - first_row));
-  const int32_t most = own.takes_part ? static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[row] : t.quota.most)) : 0;
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  const Objective own(t, block.image, block.rows.first, block.index());
+  const int32_t most =
+      own.takes_part ? static_cast<int32_t>(t.quota.of(t.wanted ? t.wanted[block.row] : t.quota.most)) : 0;
   if (most == 0) {
-    if (threadIdx.x == 0) t.num_chosen[row] = 0;
+    if (threadIdx.x == 0) t.num_chosen[block.row] = 0;
     return;
   }
   const Box bounds = t.rule.anywhere ? everywhere() : own.window;
@@ -97,7 +89,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
     Choice mine{0.0f, 0, 0.0f};
     if (base + static_cast<int32_t>(threadIdx.x) < count) {
       mine.point = window.point(t.levels, base + threadIdx.x);
-      const Box predicted = predicted_box(t, image, mine.point);
+      const Box predicted = predicted_box(t, block.image, mine.point);
       const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
       if (is_valid(predicted) && both.intersection > least * both.total) {
         mine.claim = t.rule.overlap(predicted, own.object);
@@ -112,40 +104,38 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
   for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
     Choice choice = list.choices[i];
     if (t.rule.anywhere && !t.rule.holds(own.window, location_of(t.levels, choice.point))) choice.point = -1;
-    t.choices[row * t.most + i] = choice;
+    t.choices[block.row * t.most + i] = choice;
     if (choice.point < 0) continue;
-    const int64_t place = image * t.num_points + choice.point;
+    const int64_t place = block.image * t.num_points + choice.point;
     atomicMax(&t.claims.best[place], key_of(choice.claim, own.index));
     atomicAdd(&t.claims.count[place], 1);
   }
-  if (threadIdx.x == 0) t.num_chosen[row] = list.count;
+  if (threadIdx.x == 0) t.num_chosen[block.row] = list.count;
 }
 
 __global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const __grid_constant__ Task t) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const ObjectRows::Rows rows = t.objects.of(image);
-  for (int32_t i = warp; i < t.num_chosen[row]; i += kChoosers / kWarp) {
-    const Choice choice = t.choices[row * t.most + i];
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  for (int32_t i = warp; i < t.num_chosen[block.row]; i += kChoosers / kWarp) {
+    const Choice choice = t.choices[block.row * t.most + i];
     if (choice.point < 0) continue;
-    const int64_t place = image * t.num_points + choice.point;
-    unsigned long long best = key_of(choice.claim, static_cast<int32_t>(row - rows.first));
+    const int64_t place = block.image * t.num_points + choice.point;
+    unsigned long long best = key_of(choice.claim, block.index());
     if (t.claims.best[place] != best) continue;  // another one's to see to
     float score = choice.score;
     if (!t.rule.contest_chosen && t.claims.count[place] > 1) {
       const Location at = location_of(t.levels, choice.point);
-      const Box predicted = predicted_box(t, image, choice.point);
-      for (int32_t g = lane; g < rows.count; g += kWarp) {
-        const Objective rival(t, image, rows.first, g);
+      const Box predicted = predicted_box(t, block.image, choice.point);
+      for (int32_t g = lane; g < block.rows.count; g += kWarp) {
+        const Objective rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part || !t.rule.holds(rival.window, at)) continue;
         const unsigned long long key = key_of(t.rule.overlap(predicted, rival.object), g);
         best = key > best ? key : best;
       }
       __syncwarp();
       best = largest_of_warp(best);
-      score = Objective(t, image, rows.first, object_of(best)).score(t, choice.point, claim_of(best));
+      score = Objective(t, block.image, block.rows.first, object_of(best)).score(t, choice.point, claim_of(best));
     }
     if (lane > 0) continue;
     t.claims.holder[place] = object_of(best) + 1;
@@ -158,11 +148,9 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
   __shared__ Window window;
   __shared__ TopList list;
   __shared__ uint32_t best_score, best_overlap;  // ordered()
-  const int64_t row = t.first_row + blockIdx.x;
-  const int64_t image = t.objects.image_of(row, t.num_images);
-  if (image < 0) return;
-  const int64_t first_row = t.objects.of(image).first;
-  const Objective own(t, image, first_row, static_cast<int32_t>(row - first_row));
+  const ChooseTask::ObjectOfBlock block = t.object_of_block();
+  if (block.image < 0) return;
+  const Objective own(t, block.image, block.rows.first, block.index());
   if (!own.takes_part) return;
   window.open(t.levels, [&](const Level&) { return own.window; }, t.rule.margin);
   list.clear();
@@ -174,7 +162,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
     Choice mine{0.0f, 0, 0.0f};
     if (base + static_cast<int32_t>(threadIdx.x) < count) {
       mine.point = window.point(t.levels, base + threadIdx.x);
-      const int64_t place = image * t.num_points + mine.point;
+      const int64_t place = block.image * t.num_points + mine.point;
       if (t.claims.holder[place] == own.index + 1) {
         mine.score = t.target[place];
         mine.claim = t.iou[place];
@@ -199,7 +187,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
   __syncthreads();
   const float score = unordered(best_score), overlap = unordered(best_overlap);
   const auto keep = [&](const Choice& choice) {
-    const int64_t place = image * t.num_points + choice.point;
+    const int64_t place = block.image * t.num_points + choice.point;
     t.owner[place] = own.index;
     t.target[place] = t.rule.target(choice.score, score, overlap);
     t.iou[place] = choice.claim;
@@ -209,7 +197,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
   } else {
     for (int32_t i = threadIdx.x; i < count; i += kChoosers) {
       const int32_t point = window.point(t.levels, i);
-      const int64_t place = image * t.num_points + point;
+      const int64_t place = block.image * t.num_points + point;
       if (t.claims.holder[place] == own.index + 1) keep({t.target[place], point, t.iou[place]});
     }
   }
@@ -246,38 +234,25 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
   auto* const count = reinterpret_cast<int32_t*>(best + all_points);
   auto* const choices = reinterpret_cast<Choice*>(count + 2 * all_points);
 
-  Task task{Levels(grid),
+  Task task{ChooseTask(grid, gt_boxes, &gt_labels, owner, iou),
             rule,
-            {},
-            0,
-            0,
-            gt_boxes.const_data_ptr<float>(),
-            gt_labels.const_data_ptr<int64_t>(),
             wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
             quota,
             static_cast<int32_t>(max_points),
             static_cast<int32_t>(keep),
             FloatView<3>(pred_boxes),
             FloatView<3>(pred_scores),
-            num_points,
             pred_scores.size(2),
             {best, count, count + all_points},
             choices,
             reinterpret_cast<int32_t*>(choices + num_objects * max_points),
-            owner.mutable_data_ptr<int64_t>(),
-            target.mutable_data_ptr<float>(),
-            iou.mutable_data_ptr<float>()};
-  batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
-    task.objects = rows;
-    task.num_images = static_cast<int32_t>(images);
-    task.first_row = rows.listed ? rows.row_of[0] : 0;
-    const int64_t num_rows = rows.listed ? rows.row_of[images] - task.first_row : num_objects;
+            target.mutable_data_ptr<float>()};
+  for_each_launch(batch, task, [&](unsigned images, unsigned objects) {
     queue.launch(task_aligned_prepare_kernel, dim3(blocks_for(num_points, kPointThreads), images), kPointThreads, task);
-    if (num_rows == 0) return;
-    const dim3 blocks(static_cast<unsigned>(num_rows));
-    queue.launch(task_aligned_choose_kernel, blocks, kChoosers, task);
-    queue.launch(task_aligned_contest_kernel, blocks, kChoosers, task);
-    queue.launch(task_aligned_finish_kernel, blocks, kChoosers, task);
+    if (objects == 0) return;
+    queue.launch(task_aligned_choose_kernel, dim3(objects), kChoosers, task);
+    queue.launch(task_aligned_contest_kernel, dim3(objects), kChoosers, task);
+    queue.launch(task_aligned_finish_kernel, dim3(objects), kChoosers, task);
   });
   return {owner, target, iou};
 }
