@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import kernels
 import mgassign
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -67,3 +68,28 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def on_ptx() -> kernels.Run:
+    """Runs an operator's CUDA kernels as PTX on the CPU."""
+    run = kernels.as_ptx()
+    if run is None:
+        pytest.skip("no nvcc")
+    return run
+
+
+@pytest.fixture(params=[pytest.param("PTX", marks=pytest.mark.ptx), pytest.param("GPU", marks=kernels.needs_gpu)])
+def run(request: pytest.FixtureRequest) -> kernels.Run:
+    """Runs an operator's CUDA kernels."""
+    return kernels.on_gpu if request.param == "GPU" else request.getfixturevalue("on_ptx")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn set for the FCOS example."""
+    from drawn import draw_set  # wants Pillow
+
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    draw_set(folder, {"train": 9, "val": 3, "test": 4}, size=64)
+    return folder

@@ -1,25 +1,14 @@
-"""What the tests of the FCOS example share: a small drawn set, options of a small network."""
+"""What the tests of the FCOS example share: options of a small network, what it wrote."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pytest
-
 import runs
 
 TINY = ["--size", "64", "--width", "32", "--head-convs", "1", "--norm", "group", "--log-every", "1", "--device", "cpu"]
 EXAMPLE = Path(runs.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    from drawn import draw_set  # wants Pillow
-
-    folder = tmp_path_factory.mktemp("data") / "drawn"
-    draw_set(folder, {"train": 9, "val": 3, "test": 4}, size=64)
-    return folder
 
 
 def options(data: Path, *more: str) -> list[str]:

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """The CUDA kernels for anchors give the CPU's results, bit for bit; see test_cuda_kernels.py."""
 
 from __future__ import annotations
@@ -8,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from kernels import check_parity
 from test_anchors import BAD_BOXES, OBJECT_CASES, AnchorScene, anchor_scene, lay_anchors, scene_around
-from test_cuda_kernels import check_parity, needs_gpu, on_gpu, on_ptx, run
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
 

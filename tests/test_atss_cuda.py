@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """ATSS's CUDA kernels give the CPU's results, bit for bit; see test_cuda_kernels.py."""
 
 from __future__ import annotations
@@ -8,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels import check_parity, needs_gpu, on_gpu
 from mgassign import PointGrid
 from scenes import GRIDS, STRIDES, boxes
 from test_atss import CASES, FOUR, draw
-from test_cuda_kernels import check_parity, needs_gpu, on_gpu, on_ptx, run
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 pytestmark = pytest.mark.slow  # compiling the kernels is

@@ -11,9 +11,9 @@ import torch
 
 import bench_cuda
 import mgassign
+from kernels import needs_gpu
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign
 from scenes import STRIDES, Scene, scene, scene_of
-from test_cuda_kernels import needs_gpu
 from test_library import calls
 
 pytestmark = needs_gpu

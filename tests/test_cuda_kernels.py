@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,84 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ptx_on_cpu
-from mgassign import PointGrid, _library
-from scenes import GRIDS, STRIDES, Scene, scene, scene_of, scenes
+from kernels import SMALL_SHAPES, Run, check_parity, needs_gpu, on_gpu, operands
+from mgassign import PointGrid
+from scenes import GRIDS, Scene, scene, scene_of, scenes
 from test_building_blocks import TOPK_CASES
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
 
-Run = Callable[..., Any]
-
-has_gpu = torch.cuda.is_available() and _library.cuda_library is not None
-needs_gpu = pytest.mark.skipif(not has_gpu, reason="no GPU, or no CUDA kernels built")
 inf, nan = torch.inf, torch.nan
-
-
-# Who runs when: a seed, and how many blocks at a time.
-SCHEDULES = [(1, 1), (2, 4), (3, 1), (4, 4)]
-
-
-@pytest.fixture(scope="session")
-def on_ptx() -> Run:
-    library = ptx_on_cpu.load_operators(Path(__file__).parents[1] / "build" / "ptx_on_cpu")
-    if library is None:
-        pytest.skip("no nvcc")
-
-    def run(name: str, *arguments: Any, repeatable: bool = True) -> Any:
-        results = []
-        for schedule in SCHEDULES:
-            library.schedule(*schedule)
-            found = getattr(getattr(torch.ops, ptx_on_cpu.NAMESPACE), name)(*arguments)
-            results.append((found,) if isinstance(found, torch.Tensor) else found)
-            same = all(map(torch.equal, results[0], results[-1]))
-            assert same or not repeatable, f"schedule {schedule} gives another result"
-        return found
-
-    return run
-
-
-def on_gpu(name: str, *arguments: Any, repeatable: bool = True) -> Any:
-    def moved(value: Any, device: str) -> Any:
-        # A view keeps its strides and its place in a larger buffer.
-        if not isinstance(value, torch.Tensor):
-            return value
-        return torch.empty(0, dtype=value.dtype, device=device).set_(
-            value.untyped_storage().to(device=device), value.storage_offset(), value.shape, value.stride()
-        )
-
-    results = getattr(torch.ops.mgassign, name)(*(moved(value, "cuda") for value in arguments))
-    return results.cpu() if isinstance(results, torch.Tensor) else tuple(result.cpu() for result in results)
-
-
-@pytest.fixture(params=[pytest.param("PTX", marks=pytest.mark.ptx), pytest.param("GPU", marks=needs_gpu)])
-def run(request: pytest.FixtureRequest) -> Run:
-    return on_gpu if request.param == "GPU" else request.getfixturevalue("on_ptx")
-
-
-def check_parity(run: Run, name: str, *arguments: Any) -> Any:
-    """Asserts that the kernels' results equal the CPU's; returns them."""
-    found, expected = run(name, *arguments), getattr(torch.ops.mgassign, name)(*arguments)
-    for result, wanted in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (found, expected)), strict=True):
-        assert result.dtype == wanted.dtype
-        assert torch.equal(result, wanted), f"{int((result != wanted).sum())} of {result.numel()} differ"
-    return found
-
-
-def operands(of: Scene, form: str = "list") -> list[Any]:
-    """A scene's tensors as the operator takes them, up to gt_counts."""
-    boxes, labels = of.gt_boxes, of.gt_labels
-    if form == "padded":
-        boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=20.0)
-        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        boxes[labels < 0] += torch.tensor([0.0, 0.0, 30.0, 30.0])  # a valid box, yet it takes no part
-        return [of.pred_boxes, of.pred_logits, boxes, labels, None, None]
-    counts = [len(of_image) for of_image in labels]
-    tensors = [of.pred_boxes, of.pred_logits, torch.cat(boxes), torch.cat(labels)]
-    if form == "jagged":
-        return [*tensors, torch.tensor([0, *counts]).cumsum(0), None]
-    return [*tensors, None, counts]
 
 
 SETTINGS_OF_THE_OPERATOR = {
@@ -102,13 +31,6 @@ def arguments_of(of: Scene, form: str = "list", **changed: Any) -> list[Any]:
     return [*operands(of, form), *of.grid.arguments, *values.values()]
 
 
-SMALL_SHAPES = {
-    "three levels": {"size": (96, 128), "strides": STRIDES[:3], "objects": (5, 0, 1)},
-    "narrow": {"size": (40, 9), "strides": (8,), "objects": (3,), "offset": 0},
-    "two warps share a tile": {"size": (48, 64), "strides": (8, 16), "objects": (50,)},
-    "eight warps share a tile": {"size": (48, 48), "strides": (8,), "objects": (300,)},
-    "own ranges": {"size": (64, 72), "strides": (8, 16), "objects": (7, 9), "ranges": ((0, 40), (30, 200))},
-}
 SETTINGS = [
     {},
     {"center_radius": 0.0, "sigma": 1.25},

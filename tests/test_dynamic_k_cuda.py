@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """The CUDA kernels of SimOTA and dynamic soft labels give the CPU's results, bit for bit; see test_cuda_kernels.py."""
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, operands
 from mgassign import PointGrid, SimOTA, SoftLabel
 from scenes import GRIDS, Scene, equal, random_boxes, scene, scene_of, scenes
-from test_cuda_kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, on_ptx, operands, run
 from test_dynamic_k import ANY, CASES, EACH, FOUR, SETTINGS, SOME
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 

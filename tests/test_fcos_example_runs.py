@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """The FCOS example's runs: what mistakes, full disks, killed and second processes and odd files end in."""
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ pytest.importorskip("torchvision")
 import compare
 import evaluate
 import train
-from fcos_example import EXAMPLE, TINY, data, metrics_of, options
+from fcos_example import EXAMPLE, TINY, metrics_of, options
 from runs import SETTINGS, RunFolder, UserError, command, hold, one_at_a_time, write_json, write_tensors, write_text
 
 CHECKPOINT = {"model": {}, "model_settings": {}, "classes": ["a"], "config": dict.fromkeys(SETTINGS)}

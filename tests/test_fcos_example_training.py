@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """The FCOS example's training: losses, going on after an interruption, several processes, commands."""
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import figures
 import mgassign
 import profile_step
 import train
-from fcos_example import EXAMPLE, TINY, data, metrics_of, options
+from fcos_example import EXAMPLE, TINY, metrics_of, options
 from losses import LOSSES, Criterion
 from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign
 from model import FCOS, Predictions

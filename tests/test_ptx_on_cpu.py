@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import ptx_on_cpu
+from kernels import SCHEDULES
 from ptx_on_cpu.translate import translate
-from test_cuda_kernels import SCHEDULES
 
 pytestmark = pytest.mark.ptx
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 (fixtures are imported)
 """Task-aligned assignment's CUDA kernels give the CPU's results, bit for bit; see test_cuda_kernels.py."""
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, operands
 from mgassign import PointGrid, TaskAligned
 from scenes import GRIDS, STRIDES, Scene, scene, scene_of, scenes
-from test_cuda_kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, on_ptx, operands, run
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 from test_task_aligned import CASES, FOUR, SETTINGS, UNLIKELY
 

@@ -1,0 +1,88 @@
+"""CUDA kernels under test: run as PTX on the CPU or on a GPU, and compared with the CPU's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mgassign import _library
+from scenes import STRIDES, Scene
+
+Run = Callable[..., Any]
+
+has_gpu = torch.cuda.is_available() and _library.cuda_library is not None
+needs_gpu = pytest.mark.skipif(not has_gpu, reason="no GPU, or no CUDA kernels built")
+
+# Who runs when: a seed, and how many blocks at a time.
+SCHEDULES = [(1, 1), (2, 4), (3, 1), (4, 4)]
+
+
+def as_ptx() -> Run | None:
+    """None without nvcc."""
+    import ptx_on_cpu  # wants what compiles extensions
+
+    library = ptx_on_cpu.load_operators(Path(__file__).parents[1] / "build" / "ptx_on_cpu")
+    if library is None:
+        return None
+
+    def run(name: str, *arguments: Any, repeatable: bool = True) -> Any:
+        results = []
+        for schedule in SCHEDULES:
+            library.schedule(*schedule)
+            found = getattr(getattr(torch.ops, ptx_on_cpu.NAMESPACE), name)(*arguments)
+            results.append((found,) if isinstance(found, torch.Tensor) else found)
+            same = all(map(torch.equal, results[0], results[-1]))
+            assert same or not repeatable, f"schedule {schedule} gives another result"
+        return found
+
+    return run
+
+
+def on_gpu(name: str, *arguments: Any, repeatable: bool = True) -> Any:
+    def moved(value: Any, device: str) -> Any:
+        # A view keeps its strides and its place in a larger buffer.
+        if not isinstance(value, torch.Tensor):
+            return value
+        return torch.empty(0, dtype=value.dtype, device=device).set_(
+            value.untyped_storage().to(device=device), value.storage_offset(), value.shape, value.stride()
+        )
+
+    results = getattr(torch.ops.mgassign, name)(*(moved(value, "cuda") for value in arguments))
+    return results.cpu() if isinstance(results, torch.Tensor) else tuple(result.cpu() for result in results)
+
+
+def check_parity(run: Run, name: str, *arguments: Any) -> Any:
+    """Asserts that the kernels' results equal the CPU's; returns them."""
+    found, expected = run(name, *arguments), getattr(torch.ops.mgassign, name)(*arguments)
+    for result, wanted in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (found, expected)), strict=True):
+        assert result.dtype == wanted.dtype
+        assert torch.equal(result, wanted), f"{int((result != wanted).sum())} of {result.numel()} differ"
+    return found
+
+
+def operands(of: Scene, form: str = "list") -> list[Any]:
+    """A scene's tensors as the operator takes them, up to gt_counts."""
+    boxes, labels = of.gt_boxes, of.gt_labels
+    if form == "padded":
+        boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=20.0)
+        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+        boxes[labels < 0] += torch.tensor([0.0, 0.0, 30.0, 30.0])  # a valid box, yet it takes no part
+        return [of.pred_boxes, of.pred_logits, boxes, labels, None, None]
+    counts = [len(of_image) for of_image in labels]
+    tensors = [of.pred_boxes, of.pred_logits, torch.cat(boxes), torch.cat(labels)]
+    if form == "jagged":
+        return [*tensors, torch.tensor([0, *counts]).cumsum(0), None]
+    return [*tensors, None, counts]
+
+
+SMALL_SHAPES = {
+    "three levels": {"size": (96, 128), "strides": STRIDES[:3], "objects": (5, 0, 1)},
+    "narrow": {"size": (40, 9), "strides": (8,), "objects": (3,), "offset": 0},
+    "two warps share a tile": {"size": (48, 64), "strides": (8, 16), "objects": (50,)},
+    "eight warps share a tile": {"size": (48, 48), "strides": (8,), "objects": (300,)},
+    "own ranges": {"size": (64, 72), "strides": (8, 16), "objects": (7, 9), "ranges": ((0, 40), (30, 200))},
+}
