@@ -2,15 +2,15 @@
 # Checks mgassign on a machine with an NVIDIA GPU, part after part, the most telling first.
 #
 #   tools/gpu_check.sh RESULTS              all parts
-#   tools/gpu_check.sh RESULTS PART...      some: versions build tests benchmark lists memcheck racecheck initcheck
-#                                           synccheck rest
+#   tools/gpu_check.sh RESULTS PART...      some: versions build tests benchmark lists assigners memcheck racecheck
+#                                           initcheck synccheck rest
 #
 # RESULTS gets summary.txt, a line for each part as it ends; logs.tar, what each printed (running.log: the one that was
 # cut off); cuda.json and lists.json, figures. Every part is done within 8 minutes, the first three within 6 together.
 # Uses the Python named by PYTHON (default python3) with the packages it has; downloads nothing.
 set -uo pipefail
 
-parts=(versions build tests benchmark lists memcheck racecheck initcheck synccheck rest)
+parts=(versions build tests benchmark lists assigners memcheck racecheck initcheck synccheck rest)
 usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
@@ -49,10 +49,15 @@ benchmark() { "$python" benchmarks/bench_assign.py --device cuda --json "$result
 
 lists() { "$python" benchmarks/bench_assign.py --device cuda --objects list --json "$results/lists.json"; }
 
+# The kernels of the other assigners.
+others=(tests/test_task_aligned_cuda.py tests/test_dynamic_k_cuda.py tests/test_atss_cuda.py tests/test_anchors_cuda.py)
+assigners() { "${pytest[@]}" "${others[@]}"; }
+
 # compute-sanitizer slows kernels down a hundredfold: some small cases. Whether it found anything, its own last line says.
 sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "${pytest[@]}" -x \
-    tests/test_cuda_kernels.py -k 'GPU and (three or eight or forms or building or images or 40-70 or 700-3 or huge)' &&
+    tests/test_cuda_kernels.py "${others[@]}" \
+    -k 'GPU and (three or eight or forms or building or images or 40-70 or 700-3 or huge)' &&
     tail -n 1 "$log" | grep -qE '^=+ (ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)'
 }
 memcheck() { sanitize memcheck; }
@@ -62,9 +67,10 @@ synccheck() { sanitize synccheck; }
 
 # The CPU's tests. The math module wants CMake and pybind11; without them its tests are left out.
 rest() {
-  local without=(--ignore tests/test_cuda.py --ignore tests/test_cuda_kernels.py)
+  local without=(tests/test_cuda.py tests/test_cuda_kernels.py "${others[@]}")
+  without=("${without[@]/#/--ignore=}")
   cmake --preset release -DPython_EXECUTABLE="$(command -v "$python")" && cmake --build build/release ||
-    without+=(--ignore tests/test_math.py)
+    without+=(--ignore=tests/test_math.py)
   "${pytest[@]}" "${without[@]}"
 }
 
@@ -76,7 +82,7 @@ failed=0
 for part in "${parts[@]}"; do
   echo "== $part"
   started=$SECONDS state=passed
-  timeout "${seconds[$part]:-450}" bash -c "$(declare -p pytest); $part" > "$log" 2>&1 || state="FAILED ($?)"
+  timeout "${seconds[$part]:-450}" bash -c "$(declare -p pytest others); $part" > "$log" 2>&1 || state="FAILED ($?)"
   said="$(grep -E '^(=+ (ERROR|RACECHECK) SUMMARY|=* ?[0-9]+ (passed|failed)|Compared with the CPU|NVIDIA|.*error:)' "$log")"
   printf '%-10s %4d s  %-13s %s\n' "$part" $((SECONDS - started)) "$state" "${said##*$'\n'}" |
     tee -a "$results/summary.txt"
