@@ -234,8 +234,8 @@ def test_a_mistake_at_a_single_point_is_not_explained(settings):
         assert caught[fault, False] <= 0.01 * caught[fault, True]  # among them points that rounding does leave open
 
 
-def by_peer(name: str, inputs: Inputs) -> Tensor:
-    adapter = PEERS[name].load()(inputs)
+def by_peer(name: str, inputs: Inputs, **more) -> Tensor:
+    adapter = PEERS[name].load()(inputs, **more)
     return adapter.owners(adapter())
 
 
