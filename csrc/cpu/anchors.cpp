@@ -4,20 +4,48 @@ namespace mgassign::cpu {
 
 namespace {
 
+constexpr int64_t kTogether = 16;
+
 MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int32_t* places, int64_t count,
                          TileFit& fit, float* highest) {
   compete(
       tile, objects, places, count, fit, [](const Object&, int) { return true; },
       [&](int64_t k, const float* overlap) {
-        float* const known = highest + places[k] * kLanes;
-        for (int i = 0; i < kLanes; ++i)
-          known[i] = larger(known[i], larger(overlap[i], overlap[i + kTilePoints - kLanes]));
+        float* const known = highest + places[k] * kTilePoints;
+        for (int i = 0; i < kTilePoints; ++i) known[i] = larger(known[i], overlap[i]);
       });
+}
+
+constexpr float kRoom = 0.999f;  // for roundings
+
+// Where overlaps are subnormal, roundings are as large as they are: then there is no bound.
+MGASSIGN_INLINE float without_tiny(float overlap) { return chosen(overlap > 1e-30f, overlap, 0.0f); }
+
+// What overlaps of boxes of this extent with each object that touches it cannot exceed; infinity where they may be the
+// highest known, or more.
+MGASSIGN_VECTOR void bound_overlaps(const Extent& extent, const Objects& objects, const float* known, float* bound) {
+  for (int64_t k = 0; k < objects.count; ++k) {
+    const float width =
+        smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
+    const float height =
+        smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
+    const float common = smaller(width * height, extent.most_area);
+    const float highest = common / larger(objects.area[k], extent.least_area) * (1.0f / kRoom);
+    bound[k] = chosen(highest >= without_tiny(known[k]), kInfinity, highest);
+  }
+}
+
+MGASSIGN_VECTOR float least_score(const TileFit& fit) {
+  float least[kTilePoints];
+  std::copy_n(fit.score, kTilePoints, least);
+  for (int half = kTilePoints / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) least[i] = smaller(least[i], least[i + half]);
+  return without_tiny(least[0]);
 }
 
 float highest_of(const float* lanes) {
   float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = larger(highest, lanes[i]);
+  for (int i = 1; i < kTilePoints; ++i) highest = larger(highest, lanes[i]);
   return highest;
 }
 
@@ -37,9 +65,11 @@ std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads) {
 
 BlockWorkspace::BlockWorkspace(int64_t most_objects)
     : near(most_objects),
-      needed(most_objects),
+      needed(most_objects + kLanes),
       found(most_objects + 1),
-      highest(most_objects * kLanes),
+      highest(most_objects * kTilePoints),
+      known(most_objects),
+      bound(most_objects + kLanes),
       tiles(kTilesOfBlock) {}
 
 Objects BlockWorkspace::take_near(const Objects& objects, int64_t count, const float* needed_by) {
@@ -52,18 +82,39 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
                        float* score, BestPlaces& best, int64_t first_row) {
   int32_t* const found = workspace.found.data();
   const Objects near = workspace.take_near(objects, touching(block.extent().bounds, objects, found));
-  std::fill_n(workspace.highest.begin(), near.count * kLanes, 0.0f);
+  float *const highest = workspace.highest.data(), *const known = workspace.known.data(),
+               *const bound = workspace.bound.data();
+  std::fill_n(highest, near.count * kTilePoints, 0.0f);
+  for (int64_t k = 0; k < near.count; ++k) known[k] = best.of(first_row + near.index[k]).score;
   block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
     TileFit of_tile;
     of_tile.clear();
-    fit(tile, near, found, touching(tile.extent.bounds, near, found), of_tile, workspace.highest.data());
+    const int64_t num_touching = touching(tile.extent.bounds, near, found);
+    int64_t waiting = num_touching;
+    // Many come a few at a time. What by then all boxes of the tile have, and an object has elsewhere, others may not
+    // be able to reach: large objects, where they come last.
+    if (num_touching > kTogether) {
+      bound_overlaps(tile.extent, near, known, bound);
+      float least = 0.0f;
+      waiting = 0;
+      for (int64_t n = 0; n < num_touching; ++n) {
+        const int32_t k = found[n];
+        found[waiting] = k;
+        waiting += bound[k] >= least;
+        if (waiting < kTogether) continue;
+        fit(tile, near, found, waiting, of_tile, highest);
+        least = least_score(of_tile);
+        waiting = 0;
+      }
+    }
+    fit(tile, near, found, waiting, of_tile, highest);
     for (int64_t i = 0; i < count; ++i) {
       owner[first + i] = of_tile.owner[i];
       score[first + i] = of_tile.score[i];
     }
   });
   for (int64_t k = 0; k < near.count; ++k) {
-    const float overlap = highest_of(workspace.highest.data() + k * kLanes);
+    const float overlap = highest_of(workspace.highest.data() + k * kTilePoints);
     if (overlap > 0.0f) best.raise(first_row + near.index[k], {overlap, static_cast<int32_t>(block.index)});
   }
 }
@@ -71,13 +122,12 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
 // An overlap is at most the area in common by either area, whatever the roundings.
 MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed,
                                      int32_t* found) {
-  constexpr float kRoom = 0.999f;  // for roundings
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
     const float width =
         smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
     const float height =
         smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
-    const float share = needed[k] * kRoom, least = share * objects.area[k];
+    const float share = without_tiny(needed[k]) * kRoom, least = share * objects.area[k];
     return (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
            (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);
   });

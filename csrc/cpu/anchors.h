@@ -9,11 +9,19 @@
 
 namespace mgassign::cpu {
 
+constexpr float kLeast = std::numeric_limits<float>::denorm_min();  // above 0
+
 constexpr int64_t kTilesOfBlock = 8;
 constexpr int64_t kBlockPoints = kTilesOfBlock * kTilePoints;
 
 inline int64_t tiles_for(int64_t num_points) { return (num_points + kTilePoints - 1) / kTilePoints; }
 inline int64_t blocks_for(int64_t num_points) { return (num_points + kBlockPoints - 1) / kBlockPoints; }
+
+// The order in which blocks compete. Detectors have their largest anchors last: once these have, it is known of large
+// objects that small anchors are not their best.
+inline int64_t last_first(int64_t unit, int64_t num_blocks) {
+  return (unit + num_blocks - num_blocks / 16) % num_blocks;
+}
 
 // A block of the boxes of one image.
 struct Block {
@@ -83,7 +91,9 @@ struct BlockWorkspace {
   ObjectArrays near;          // the objects that a block may have to do with,
   std::vector<float> needed;  // and the overlap that they need
   std::vector<int32_t> found;
-  std::vector<float> highest;  // of each near object, in lanes
+  std::vector<float> highest;  // of each near object, by places in a tile
+  std::vector<float> known;    // the same, of blocks that came before
+  std::vector<float> bound;    // of their overlaps with a tile
   std::vector<BoxTile> tiles;
 
   explicit BlockWorkspace(int64_t most_objects);

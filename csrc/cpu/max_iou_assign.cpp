@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
   const Thresholds thresholds{static_cast<float>(high), static_cast<float>(low)};
   const float least = static_cast<float>(min_iou), share = static_cast<float>(ignore_share);
   // The overlap that each object's best anchors have, in the order of batch.ranked(); 0 where they do not matter.
-  std::vector<float> needed(batch.num_objects());
+  std::vector<float> needed(batch.num_objects() + kLanes);
 
   with_strided<2>(anchors, [&](const auto& boxes) {
     // Anchors are read block by block, once in a pass for all images, and never kept.
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
     };
     const auto for_each_block = [&](const auto& each) {
       for_each_unit(num_blocks, threads, [&](int64_t b, int64_t slot) {
-        const Block block = load(b, workspaces[slot]);
+        const Block block = load(last_first(b, num_blocks), workspaces[slot]);
         for (int64_t image = 0; image < num_images; ++image) each(image, block, workspaces[slot]);
       });
     };

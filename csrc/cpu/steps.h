@@ -26,6 +26,7 @@ struct Objects {
   int64_t count;
 
   Object operator[](int64_t k) const { return {{x1[k], y1[k], x2[k], y2[k]}, area[k], index[k]}; }
+  Objects from(int64_t k) const { return {x1 + k, y1 + k, x2 + k, y2 + k, area + k, index + k, count - k}; }
 };
 
 // Touches nothing.
@@ -70,15 +71,19 @@ class ObjectArrays {
 int64_t touching(const Box& bounds, const Objects& objects, int32_t* found);
 
 // Finds those of `count` that is_hit(k): a block's answers first, by vector code, then a loop without a branch, which
-// would be mispredicted too often. `found` has room for one more than there are.
+// would be mispredicted too often. It is asked for up to kLanes more, whose answers do not matter. `found` has room for
+// one more than there are.
 template <typename IsHit>
 MGASSIGN_INLINE int64_t find_hits(int64_t count, int32_t* found, const IsHit& is_hit) {
   constexpr int64_t kTogether = 64;
   int64_t num_found = 0;
   for (int64_t first = 0; first < count; first += kTogether) {
     const int64_t size = std::min(kTogether, count - first);
-    uint8_t hit[kTogether];
-    for (int64_t i = 0; i < size; ++i) hit[i] = is_hit(first + i);
+    uint8_t hit[kTogether], any = 0;
+    for (int64_t run = 0; run < size; run += kLanes)
+      for (int64_t i = run; i < run + kLanes; ++i) hit[i] = is_hit(first + i);
+    for (int64_t i = 0; i < size; ++i) any |= hit[i];
+    if (!any) continue;
     for (int64_t i = 0; i < size; ++i) {
       found[num_found] = static_cast<int32_t>(first + i);
       num_found += hit[i];
@@ -149,16 +154,16 @@ class TopPointSelector {
 
  private:
   struct Contest {
-    int64_t start;     // of its heap, worst point on top
-    int32_t capacity;  // how many points it may keep
-    int32_t filled;    // how many it keeps so far
+    int64_t start;     // of its list, which has room for twice as many points as it may keep
+    int32_t capacity;  // how many that are
+    int32_t filled;    // how many are there
   };
   void set_capacities(const int64_t* owner, const int64_t* k, int64_t num_objects);
 
   int64_t num_points_;
   std::vector<float> threshold_;  // score a further point has to exceed; entry 0 for points of no object
   std::vector<Contest> contests_;
-  std::unique_ptr<ScoredPoint[]> heaps_;  // room for every point, but only what is used is ever touched
+  std::unique_ptr<ScoredPoint[]> lists_;  // room for every point twice, but only what is used is ever touched
 };
 
 }  // namespace mgassign::cpu

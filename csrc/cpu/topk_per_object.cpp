@@ -9,7 +9,7 @@ TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
     : num_points_(num_points),
       threshold_(max_objects + 1),
       contests_(max_objects),
-      heaps_(new_values<ScoredPoint>(num_points)) {}
+      lists_(new_values<ScoredPoint>(2 * num_points)) {}
 
 // An object keeps at most k points, and all objects together at most num_points: where the k's promise more
 // (min_points may), the points that stand for each object are counted first.
@@ -30,12 +30,16 @@ void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, in
   for (int64_t g = 0; g < num_objects; ++g) {
     contests_[g].start = start;
     contests_[g].filled = 0;
-    start += contests_[g].capacity;
+    start += 2 * contests_[g].capacity;
   }
 }
 
-// A lambda, so that the heap functions inline it.
-constexpr auto worst_on_top = [](const ScoredPoint& a, const ScoredPoint& b) { return ranks_before(a, b); };
+// Moves the best `count` of a list, which has more, to its front; the worst of these is the last.
+static void keep_best(ScoredPoint* list, int32_t count, int32_t size) {
+  // A lambda, so that it is inlined.
+  std::nth_element(list, list + count - 1, list + size,
+                   [](const ScoredPoint& a, const ScoredPoint& b) { return ranks_before(a, b); });
+}
 
 void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects) {
   set_capacities(owner, k, num_objects);
@@ -51,19 +55,24 @@ void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
     if (!(scored > threshold[g])) continue;
     Contest& contest = contests_[g];
-    ScoredPoint* const heap = heaps_.get() + contest.start;
-    if (contest.filled == contest.capacity) std::pop_heap(heap, heap + contest.filled--, worst_on_top);
-    heap[contest.filled++] = {scored, static_cast<int32_t>(j)};
-    std::push_heap(heap, heap + contest.filled, worst_on_top);
-    if (contest.filled == contest.capacity) threshold[g] = heap[0].score;
+    ScoredPoint* const list = lists_.get() + contest.start;
+    list[contest.filled++] = {scored, static_cast<int32_t>(j)};
+    if (contest.filled < 2 * contest.capacity) continue;
+    keep_best(list, contest.capacity, contest.filled);
+    contest.filled = contest.capacity;
+    threshold[g] = list[contest.capacity - 1].score;
   }
 
-  for (int64_t g = 0; g < num_objects; ++g)
-    for (int32_t i = 0; i < contests_[g].filled; ++i) {
-      const ScoredPoint& kept = heaps_[contests_[g].start + i];
+  for (int64_t g = 0; g < num_objects; ++g) {
+    ScoredPoint* const list = lists_.get() + contests_[g].start;
+    const int32_t kept_points = std::min(contests_[g].filled, contests_[g].capacity);
+    if (kept_points < contests_[g].filled) keep_best(list, kept_points, contests_[g].filled);
+    for (int32_t i = 0; i < kept_points; ++i) {
+      const ScoredPoint& kept = list[i];
       owner[kept.point] = g;
       score[kept.point] = kept.score;
     }
+  }
 }
 
 namespace {

@@ -1,0 +1,177 @@
+// Classify to Localize on anchors, a block at a time.
+//
+// It reads logits, and takes a logarithm and an exponential for each pair. Amplification lifts an overlap s to at
+// most s ^ ((sigma - 1) / sigma) and never lowers it. So most pairs cannot win their anchor, and most anchors cannot be
+// among an object's N_g best: it is first supposed that these have at least the overlap that made N_g. Where an object
+// finds fewer (others, amplified more, took its anchors), less is asked of its anchors, until it has enough.
+#pragma once
+
+#include "../math/centerness.h"
+#include "anchors.h"
+
+namespace mgassign::cpu {
+
+// Whom each point stands for and by what score; of one image or of all.
+struct Standing {
+  int64_t* owner;
+  float* score;
+
+  Standing from(int64_t point) const { return {owner + point, score + point}; }
+};
+
+// An overlap so small that nothing beneath it is amplified to `score`; with room for roundings.
+MGASSIGN_INLINE float least_overlap(float score, float sigma) {
+  return score > 0.0f ? 0.99f * exp_f32(log_f32(score) * (sigma / (sigma - 1.0f))) : 0.0f;
+}
+
+// What a point whose best overlap is known asks of others. From 1 on it is one that was forced: it is not known.
+void least_overlaps(const float* best, int64_t count, float sigma, float* least);
+
+void amplify_all(float* score, const float* logit, int64_t count, bool sigmoid, float sigma);
+
+// Which boxes of a tile overlap an object by what it needs, above 0, and by what they do: writes them to found, in
+// their order, with room for all and one more, and all overlaps; how many.
+int64_t reaching(const BoxTile& tile, const Object object, float needed, const float* needed_at, float* overlap,
+                 int32_t* found);
+
+// Which objects overlap a box by so much, above 0: writes their places to found; how many.
+int64_t rivals(const Box& box, const Objects& objects, float needed, int32_t* found);
+
+// Pairs of point and object whose amplified overlap is wanted, until enough have come together.
+class AnchorAmplifier {
+ public:
+  AnchorAmplifier(float sigma, bool sigmoid) : sigma_(sigma), sigmoid_(sigmoid) {}
+
+  float sigma() const { return sigma_; }
+  bool is_full() const { return count_ + kTilePoints > kMost; }
+  void add(int64_t point, int32_t object, float overlap) {
+    point_[count_] = static_cast<int32_t>(point);
+    object_[count_] = object;
+    score_[count_++] = overlap;
+  }
+  // logit_of(point, object) reads what the network says: all together, since each is a wait for memory. Then calls
+  // take(point, object, score) for each pair, in the order they came in.
+  template <typename LogitOf, typename Take>
+  void flush(const LogitOf& logit_of, const Take& take) {
+    float logit[kMost];
+    for (int64_t i = 0; i < count_; ++i) logit[i] = logit_of(point_[i], object_[i]);
+    amplify_all(score_, logit, count_, sigmoid_, sigma_);
+    for (int64_t i = 0; i < count_; ++i) take(point_[i], object_[i], score_[i]);
+    count_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kMost = 512;
+
+  float sigma_;
+  bool sigmoid_;
+  int64_t count_ = 0;
+  int32_t point_[kMost], object_[kMost];
+  float score_[kMost];
+};
+
+// Scratch space of one thread with a block of anchors.
+struct AnchorWorkspace {
+  BlockWorkspace block;
+  AnchorAmplifier amplifier;
+  // Of each near object: its best point so far, the score it asks for, the label.
+  std::vector<ScoredPoint> best;
+  std::vector<float> floor;
+  std::vector<int64_t> label;
+
+  AnchorWorkspace(int64_t most_objects, float sigma, bool sigmoid)
+      : block(most_objects), amplifier(sigma, sigmoid), best(most_objects), floor(most_objects), label(most_objects) {}
+};
+
+// What Classify to Localize has to know of an image. Each object asks for a score, `floor` by its index, which takes an
+// overlap of what is `needed` by its rank.
+template <typename Element>
+struct Amplification {
+  Objects objects;
+  const int64_t* labels;
+  const Element* logits;
+  int64_t point_step, class_step;
+  const float *needed, *floor;
+  const float* best_overlap;  // of each anchor
+  bool first_round;
+
+  // Whether who has this score may have the anchor. From 1 on its best overlap is not known, since it was forced.
+  bool may_win(int64_t anchor, float score) const {
+    return score >= best_overlap[anchor] || best_overlap[anchor] >= 1.0f;
+  }
+};
+
+// An anchor that has what an object asks for, and may be its, is settled: all objects are heard that it may belong to.
+// After the first round, in which objects also find their best anchors, those settled before stay as they are.
+template <typename Element>
+void amplify_block(const Block& block, const Amplification<Element>& image, AnchorWorkspace& workspace,
+                   const Standing& standing, BestPlaces& best, int64_t first_row) {
+  BlockWorkspace& scratch = workspace.block;
+  int32_t* const found = scratch.found.data();
+  const Extent extent = block.extent();
+  if (within_reach(extent, image.objects, image.needed, found) == 0) return;
+  const Objects near = scratch.take_near(image.objects, touching(extent.bounds, image.objects, found), image.needed);
+  for (int64_t k = 0; k < near.count; ++k) {
+    workspace.best[k] = {0.0f, -1};
+    workspace.floor[k] = image.floor[near.index[k]];
+    workspace.label[k] = image.labels[near.index[k]];
+  }
+  float highest[kBlockPoints] = {};
+  bool matters[kBlockPoints] = {};
+  const auto add = [&](int64_t j, int32_t k, float overlap) {
+    __builtin_prefetch(image.logits + j * image.point_step + workspace.label[k] * image.class_step);
+    workspace.amplifier.add(j, k, overlap);
+  };
+  const auto flush = [&](const auto& take) {
+    const auto logit_of = [&](int64_t j, int32_t k) {
+      return static_cast<float>(image.logits[j * image.point_step + workspace.label[k] * image.class_step]);
+    };
+    workspace.amplifier.flush(logit_of, take);
+  };
+
+  const auto hear = [&](int64_t j, int32_t k, float score) {
+    const int64_t i = j - block.first;
+    highest[i] = larger(highest[i], score);
+    matters[i] |= score >= workspace.floor[k] && image.may_win(j, score);
+    // Points come in their order, so an equal score never displaces.
+    if (score > workspace.best[k].score) workspace.best[k] = {score, static_cast<int32_t>(j)};
+  };
+  block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
+    const int64_t num_reaching = within_reach(tile.extent, near, scratch.needed.data(), found);
+    float needed_at[kTilePoints] = {}, overlap[kTilePoints];
+    int32_t lanes[kTilePoints + 1];
+    if (!image.first_round && num_reaching > 0)
+      least_overlaps(image.best_overlap + first, count, workspace.amplifier.sigma(), needed_at);
+    for (int64_t n = 0; n < num_reaching; ++n) {
+      const int32_t k = found[n];
+      const int64_t hits = reaching(tile, near[k], scratch.needed[k], needed_at, overlap, lanes);
+      if (workspace.amplifier.is_full()) flush(hear);
+      for (int64_t i = 0; i < hits; ++i)
+        if (standing.owner[first + lanes[i]] < 0) add(first + lanes[i], k, overlap[lanes[i]]);
+    }
+  });
+  flush(hear);
+  for (int64_t k = 0; k < near.count; ++k)
+    if (workspace.best[k].score > 0.0f) best.raise(first_row + near.index[k], workspace.best[k]);
+
+  const auto take = [&](int64_t j, int32_t k, float score) {
+    // Objects come in theirs.
+    if (!(score > standing.score[j])) return;
+    standing.score[j] = score;
+    standing.owner[j] = near.index[k];
+  };
+  for (int64_t i = 0; i < block.count; ++i) {
+    if (!matters[i]) continue;
+    const Box anchor = block.tiles[i / kTilePoints][static_cast<int>(i % kTilePoints)];
+    const int64_t count =
+        rivals(anchor, near, larger(least_overlap(highest[i], workspace.amplifier.sigma()), kLeast), found);
+    for (int64_t n = 0; n < count; ++n) {
+      const Object rival = near[found[n]];
+      if (workspace.amplifier.is_full()) flush(take);
+      add(block.first + i, found[n], iou_of(anchor, area_of(anchor), rival.box, rival.area));
+    }
+  }
+  flush(take);
+}
+
+}  // namespace mgassign::cpu
