@@ -37,18 +37,15 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, MGA
 
   const int64_t threads = threads_for(num_objects, grid.num_points * num_objects);
   auto amplifiers = scratch_for<Amplifier>(threads, sigma, Activation::kNone, level_gate, grid.widest_level());
-  with_strided<2>(probs, [&](const auto& view) {
-    for_each_unit(num_objects, threads, [&](int64_t g, int64_t slot) {
-      const Box box{boxes[4 * g], boxes[4 * g + 1], boxes[4 * g + 2], boxes[4 * g + 3]};
-      if (!is_valid(box)) return;
-      const auto probability = [&](int64_t j) {
-        return static_cast<float>(view.data[j * view.stride[0] + g * view.stride[1]]);
-      };
-      const auto write = [&](int64_t j, int32_t, float score) { amplified[j * num_objects + g] = score; };
-      for (const Level& level : grid.levels)
-        amplifiers[slot].add(level, {0, level.height}, box, static_cast<int32_t>(g), probability, write);
-      amplifiers[slot].flush(write);
-    });
+  const FloatView<2> view(probs);
+  for_each_unit(num_objects, threads, [&](int64_t g, int64_t slot) {
+    const Box box{boxes[4 * g], boxes[4 * g + 1], boxes[4 * g + 2], boxes[4 * g + 3]};
+    if (!is_valid(box)) return;
+    const auto write = [&](int64_t j, int32_t, float score) { amplified[j * num_objects + g] = score; };
+    for (const Level& level : grid.levels)
+      amplifiers[slot].add(level, {0, level.height}, box, static_cast<int32_t>(g), view, g * view.stride[1],
+                           view.stride[0], write);
+    amplifiers[slot].flush(write);
   });
   return result;
 }

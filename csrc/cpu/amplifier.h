@@ -25,15 +25,20 @@ class Amplifier {
         score_(capacity_) {}
 
   // Queues the points of `rows` strictly inside the box (and, gated, on their level) as candidates of `object`.
-  // logit_of(point) reads what the network says there; when enough have come together,
+  // What the network says of point j is logits.at(logit + j * logit_step). When enough have come together,
   // take(point, object, score) is called for each, in the order they were added.
-  template <typename LogitOf, typename Take>
-  void add(const Level& level, Span rows, const Box& box, int32_t object, const LogitOf& logit_of, const Take& take) {
+  template <typename Take>
+  void add(const Level& level, Span rows, const Box& box, int32_t object, const Floats& logits, int64_t logit,
+           int64_t logit_step, const Take& take) {
     if (level_gate_ && !level.may_accept_inside(box.x2 - box.x1, box.y2 - box.y1)) return;
     const Span inside = strictly_between(level.y, level.height, box.y1, box.y2);
     rows = {std::max(rows.begin, inside.begin), std::min(rows.end, inside.end)};
     if (rows.begin >= rows.end) return;
     const Span columns = strictly_between(level.x, level.width, box.x1, box.x2);
+    int64_t num_read = count_;
+    const auto read = [&] {
+      logits.read(logit, logit_step, point_.data() + num_read, count_ - num_read, score_.data() + num_read);
+    };
     for (int64_t column = columns.begin; column < columns.end; ++column)
       columns_[column] = axis_distances(level.x.coordinate(column), box.x1, box.x2);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -46,11 +51,14 @@ class Amplifier {
         object_[count_] = object;
         ratio_x_[count_] = horizontal.ratio;
         ratio_y_[count_] = vertical.ratio;
-        score_[count_] = logit_of(first + column);
         ++count_;
       }
-      if (count_ >= kBatch) flush(take);
+      if (count_ < kBatch) continue;
+      read();
+      flush(take);
+      num_read = 0;
     }
+    read();
   }
 
   template <typename Take>

@@ -83,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   const int64_t num_blocks = blocks_for(num_points), work = num_images * num_points;
   const int64_t threads = threads_for(num_images * num_blocks, 4 * work);
   const std::vector<BoxTile> tiles = read_anchors(anchors, threads);
+  const FloatView<3> boxes(pred_boxes), logits(pred_logits);
   auto workspaces = scratch_for<AnchorWorkspace>(threads, batch.largest_image(), settings.sigma, settings.sigmoid);
   const std::unique_ptr<float[]> scores = new_values<float>(2 * work);
   const Standing by_anchor{original.mutable_data_ptr<int64_t>(), scores.get()};
@@ -91,9 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   const auto anchors_of = [&](int64_t b) { return block_at(b, num_points, tiles.data() + b * kTilesOfBlock); };
   const auto predictions_of = [&](int64_t image, int64_t b, BlockWorkspace& workspace) {
     const Block block = block_at(b, num_points, workspace.tiles.data());
-    with_strided<3>(pred_boxes, [&](const auto& boxes) {
-      load_tiles(block, boxes.data + image * boxes.stride[0], boxes.stride[1], boxes.stride[2], workspace.tiles.data());
-    });
+    load_tiles(block, boxes, image * boxes.stride[0], boxes.stride[1], boxes.stride[2], workspace.tiles.data());
     return block;
   };
 
@@ -211,13 +210,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       if (unit < selections) return select_for_classification(unit, slot);
       const int64_t image = images[(unit - selections) / num_blocks], b = (unit - selections) % num_blocks;
       const int64_t first = image * num_points, first_row = batch.first(image);
-      with_strided<3>(pred_logits, [&](const auto& view) {
-        const Amplification<std::decay_t<decltype(*view.data)>> of_image{
-            batch.ranked(image),      labels + first_row,      view.data + image * view.stride[0],
-            view.stride[1],           view.stride[2],          needed.data() + first_row,
-            floor.data() + first_row, by_anchor.score + first, first_round};
-        amplify_block(anchors_of(b), of_image, workspaces[slot], by_class.from(first), amplified, first_row);
-      });
+      const Amplification of_image{batch.ranked(image),
+                                   labels + first_row,
+                                   logits,
+                                   image * logits.stride[0],
+                                   needed.data() + first_row,
+                                   floor.data() + first_row,
+                                   by_anchor.score + first,
+                                   first_round};
+      amplify_block(anchors_of(b), of_image, workspaces[slot], by_class.from(first), amplified, first_row);
     });
     std::vector<uint8_t> lacking(left);
     for_each_unit(left, std::min(threads, threads_for(left, 2 * work)),
@@ -237,10 +238,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     batch.for_each_region(image, [&](const Box& region) {
       for (const Standing& of : {by_anchor, by_class})
         ignore_boxes_inside(region, settings.share, num_points, of.owner + first, anchor);
-      with_strided<3>(pred_boxes, [&](const auto& boxes) {
-        ignore_boxes_inside(region, settings.share, num_points, by_box.owner + first, [&](int64_t j) {
-          return load_box(boxes.data + image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
-        });
+      ignore_boxes_inside(region, settings.share, num_points, by_box.owner + first, [&](int64_t j) {
+        return boxes.box_at(image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
       });
     });
   });

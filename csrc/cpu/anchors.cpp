@@ -51,14 +51,23 @@ float highest_of(const float* lanes) {
 
 }  // namespace
 
+void load_tiles(const Block& block, const Floats& boxes, int64_t offset, int64_t point_step, int64_t side_step,
+                BoxTile* tiles) {
+  for (int64_t t = 0; t < block.num_tiles(); ++t) {
+    const int64_t first = t * kTilePoints;
+    const int count = static_cast<int>(std::min<int64_t>(kTilePoints, block.count - first));
+    boxes.read_boxes(offset + (block.first + first) * point_step, point_step, side_step, count, tiles[t].sides(0));
+    tiles[t].prepare(count);
+  }
+}
+
 std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads) {
   const int64_t num_anchors = anchors.size(0);
   std::vector<BoxTile> tiles(tiles_for(num_anchors));
-  with_strided<2>(anchors, [&](const auto& boxes) {
-    for_each_unit(blocks_for(num_anchors), threads, [&](int64_t b, int64_t) {
-      BoxTile* const of_block = tiles.data() + b * kTilesOfBlock;
-      load_tiles(block_at(b, num_anchors, of_block), boxes.data, boxes.stride[0], boxes.stride[1], of_block);
-    });
+  const FloatView<2> boxes(anchors);
+  for_each_unit(blocks_for(num_anchors), threads, [&](int64_t b, int64_t) {
+    BoxTile* const of_block = tiles.data() + b * kTilesOfBlock;
+    load_tiles(block_at(b, num_anchors, of_block), boxes, 0, boxes.stride[0], boxes.stride[1], of_block);
   });
   return tiles;
 }

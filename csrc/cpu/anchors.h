@@ -47,17 +47,9 @@ inline Block block_at(int64_t index, int64_t num_points, const BoxTile* tiles) {
   return {index, first, std::min(kBlockPoints, num_points - first), tiles};
 }
 
-// Reads the boxes of a block, which lie `point_step` apart from `boxes` on, into tiles.
-template <typename Element>
-void load_tiles(const Block& block, const Element* boxes, int64_t point_step, int64_t side_step, BoxTile* tiles) {
-  for (int64_t t = 0; t < block.num_tiles(); ++t) {
-    const int64_t first = t * kTilePoints;
-    const int count = static_cast<int>(std::min<int64_t>(kTilePoints, block.count - first));
-    for (int i = 0; i < count; ++i)
-      tiles[t].set(i, load_box(boxes + (block.first + first + i) * point_step, side_step));
-    tiles[t].prepare(count);
-  }
-}
+// Reads the boxes of a block, which lie `point_step` apart from `offset` on, into tiles.
+void load_tiles(const Block& block, const Floats& boxes, int64_t offset, int64_t point_step, int64_t side_step,
+                BoxTile* tiles);
 
 // The anchors [A, 4] that all images share, read once.
 std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads);

@@ -14,14 +14,7 @@ MGASSIGN_VECTOR void iou_with_all(const Box& box, const Objects& others, float* 
 }
 
 // Boxes that are none become empty ones, which overlap nothing.
-template <typename Element>
-Box load(const Strided<Element, 2>& boxes, int64_t row) {
-  const Element* const at = boxes.data + row * boxes.stride[0];
-  const int64_t step = boxes.stride[1];
-  const Box box{static_cast<float>(at[0]), static_cast<float>(at[step]), static_cast<float>(at[2 * step]),
-                static_cast<float>(at[3 * step])};
-  return is_valid(box) ? box : Box{0.0f, 0.0f, 0.0f, 0.0f};
-}
+Box cleaned(const Box& box) { return is_valid(box) ? box : Box{0.0f, 0.0f, 0.0f, 0.0f}; }
 
 }  // namespace
 
@@ -35,19 +28,20 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
   if (result.numel() == 0) return result;
 
   ObjectArrays others(columns);
-  with_strided<2>(gt_boxes, [&](const auto& view) {
-    for (int64_t g = 0; g < columns; ++g) {
-      const Box box = load(view, g);
-      others.set(g, {box, area_of(box), static_cast<int32_t>(g)});
-    }
-  });
-  with_strided<2>(boxes, [&](const auto& view) {
-    constexpr int64_t kBlock = 64;
-    const int64_t blocks = (rows + kBlock - 1) / kBlock;
-    for_each_unit(blocks, threads_for(blocks, rows * columns), [&](int64_t block, int64_t) {
-      for (int64_t j = block * kBlock; j < std::min(rows, (block + 1) * kBlock); ++j)
-        iou_with_all(load(view, j), others.view(0, columns), iou + j * columns);
-    });
+  const FloatView<2> row_boxes(boxes), column_boxes(gt_boxes);
+  for (int64_t g = 0; g < columns; ++g) {
+    const Box box = cleaned(column_boxes.box_at(g * column_boxes.stride[0], column_boxes.stride[1]));
+    others.set(g, {box, area_of(box), static_cast<int32_t>(g)});
+  }
+  constexpr int64_t kBlock = 64;
+  const int64_t blocks = (rows + kBlock - 1) / kBlock;
+  for_each_unit(blocks, threads_for(blocks, rows * columns), [&](int64_t block, int64_t) {
+    const int64_t first = block * kBlock, count = std::min(kBlock, rows - first);
+    float x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock];
+    row_boxes.read_boxes(first * row_boxes.stride[0], row_boxes.stride[0], row_boxes.stride[1], count,
+                         {x1, y1, x2, y2});
+    for (int64_t i = 0; i < count; ++i)
+      iou_with_all(cleaned({x1[i], y1[i], x2[i], y2[i]}), others.view(0, columns), iou + (first + i) * columns);
   });
   return result;
 }

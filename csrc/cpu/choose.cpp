@@ -10,17 +10,6 @@ struct Sides {
   int64_t first, count;
 };
 
-template <typename Element>
-MGASSIGN_INLINE void load(const Element* box, int64_t point_step, int64_t side_step, const Sides& to) {
-  for (int64_t i = 0; i < to.count; ++i) {
-    const Element* const at = box + i * point_step;
-    to.x1[to.first + i] = static_cast<float>(at[0]);
-    to.y1[to.first + i] = static_cast<float>(at[side_step]);
-    to.x2[to.first + i] = static_cast<float>(at[2 * side_step]);
-    to.y2[to.first + i] = static_cast<float>(at[3 * side_step]);
-  }
-}
-
 // Empties what is no box of kLanes at most, tells areas, and the box around all others.
 MGASSIGN_VECTOR Box clean(const Sides& sides) {
   float left[kLanes] = {}, top[kLanes] = {}, right[kLanes] = {}, bottom[kLanes] = {}, area[kLanes];
@@ -76,29 +65,25 @@ Predictions::Predictions(const Tensor& boxes, int64_t threads, const uint8_t* po
     std::fill_n(array + end, kLanes, 0.0f);
   constexpr int64_t kTogether = 16 * kLanes;
   const int64_t parts = (num_points_ + kTogether - 1) / kTogether;
-  with_strided<3>(boxes, [&](const auto& view) {
-    for_each_unit(num_images * parts, threads, [&](int64_t unit, int64_t) {
-      const int64_t image = unit / parts, first = unit % parts * kTogether;
-      Sides at{x1_.get(),
-               y1_.get(),
-               x2_.get(),
-               y2_.get(),
-               area_.get(),
-               image * num_points_ + first,
-               std::min(kTogether, num_points_ - first)};
-      const auto* const box = view.data + image * view.stride[0] + first * view.stride[1];
-      if (view.stride[1] == 4 && view.stride[2] == 1)  // numbers the compiler makes vector code for
-        load(box, 4, 1, at);
-      else
-        load(box, view.stride[1], view.stride[2], at);
-      const int64_t end = at.first + at.count;
-      for (int64_t i = at.first; pool && i < end; ++i)
-        if (!pool[i]) at.x2[i] = at.x1[i];
-      for (int64_t run = image * runs_ + first / kLanes; at.first < end; ++run, at.first += kLanes) {
-        at.count = std::min(kLanes, end - at.first);
-        around_.set(run, {clean(at), 0.0f, 0});
-      }
-    });
+  const FloatView<3> view(boxes);
+  for_each_unit(num_images * parts, threads, [&](int64_t unit, int64_t) {
+    const int64_t image = unit / parts, first = unit % parts * kTogether;
+    Sides at{x1_.get(),
+             y1_.get(),
+             x2_.get(),
+             y2_.get(),
+             area_.get(),
+             image * num_points_ + first,
+             std::min(kTogether, num_points_ - first)};
+    view.read_boxes(image * view.stride[0] + first * view.stride[1], view.stride[1], view.stride[2], at.count,
+                    {at.x1 + at.first, at.y1 + at.first, at.x2 + at.first, at.y2 + at.first});
+    const int64_t end = at.first + at.count;
+    for (int64_t i = at.first; pool && i < end; ++i)
+      if (!pool[i]) at.x2[i] = at.x1[i];
+    for (int64_t run = image * runs_ + first / kLanes; at.first < end; ++run, at.first += kLanes) {
+      at.count = std::min(kLanes, end - at.first);
+      around_.set(run, {clean(at), 0.0f, 0});
+    }
   });
 }
 

@@ -1,15 +1,14 @@
-// What every CPU kernel uses: threads, vector code for several instruction sets, element types.
+// What every CPU kernel uses: threads, vector code for several instruction sets, tensors of any dtype.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <atomic>
 
 #include "../checks.h"
 #include "../memory.h"
+#include "floats.h"
 
 // Compiles a loop for SSE2, AVX2 and AVX-512 and picks one when the library loads. Without contraction
 // all three give the same bits. Sanitizers run before the picking is done, so they get the plain loop.
@@ -82,32 +81,6 @@ void for_each_unit(int64_t units, int64_t threads, const Body& body) {
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) run(slot);
   });
-}
-
-// A floating tensor of any dtype and strides; kernels widen what they read to float32.
-template <typename Element, int kDims>
-struct Strided {
-  const Element* data;
-  int64_t stride[kDims];
-
-  explicit Strided(const Tensor& tensor) : data(static_cast<const Element*>(tensor.const_data_ptr())) {
-    for (int d = 0; d < kDims; ++d) stride[d] = tensor.stride(d);
-  }
-};
-
-// Calls body(view) with the view of the tensor's own dtype.
-template <int kDims, typename Body>
-auto with_strided(const Tensor& tensor, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half:
-      return body(Strided<torch::headeronly::Half, kDims>(tensor));
-    case ScalarType::BFloat16:
-      return body(Strided<torch::headeronly::BFloat16, kDims>(tensor));
-    case ScalarType::Double:
-      return body(Strided<double, kDims>(tensor));
-    default:
-      return body(Strided<float, kDims>(tensor));
-  }
 }
 
 }  // namespace mgassign::cpu

@@ -19,7 +19,7 @@ struct Candidate {
   bool operator<(const Candidate& other) const { return least > other.least; }  // on top of a heap: who may cost least
 };
 
-template <typename Rule, typename Element>
+template <typename Rule>
 class DynamicKAssigner {
  public:
   // What a thread needs.
@@ -41,8 +41,7 @@ class DynamicKAssigner {
   };
 
   DynamicKAssigner(const Rule& rule, const Grid& grid, ObjectBatch& batch, const int64_t* labels,
-                   const Predictions& predictions, const uint8_t* pool, Scores<Rule, Element>& scores,
-                   const Quota& quota)
+                   const Predictions& predictions, const uint8_t* pool, Scores<Rule>& scores, const Quota& quota)
       : rule_(rule),
         grid_(grid),
         places_(grid),
@@ -160,6 +159,7 @@ class DynamicKAssigner {
       for (int64_t begin = 0; begin < count; begin += kLanes) {
         const int64_t lanes = std::min(count - begin, kLanes);
         Offers& offers = scratch.offers[begin / kLanes];
+        of.scores_.read_raw(image, points + begin, lanes, label, offers.raw);
         for (int64_t i = 0; i < lanes; ++i) describe(points[begin + i], offers, i);
         price(of.rule_, object, of.scores_.has_objectness(), offers);
         for (int64_t i = 0; i < lanes; ++i) {
@@ -190,7 +190,6 @@ class DynamicKAssigner {
       offers.x[i] = of.places_.x[point];
       offers.y[i] = of.places_.y[point];
       offers.stride[i] = of.places_.stride[point];
-      offers.raw[i] = of.scores_.raw(image, point, label);
       offers.objectness[i] = of.scores_.objectness(image, point);
       offers.sum[i] = std::max(0.0f, of.scores_.known_sum(image, point));
     }
@@ -211,7 +210,7 @@ class DynamicKAssigner {
   const int64_t* labels_;
   const Predictions& predictions_;
   const uint8_t* pool_;
-  const Scores<Rule, Element>& scores_;
+  const Scores<Rule>& scores_;
   Quota quota_;
   ChoiceLists choices_;
 };
@@ -257,38 +256,36 @@ struct OnCpu {
     });
     const Predictions predictions(given.pred_boxes, threads_for(num_images, 2 * work), pool.get());
     const auto costs = new_values<float>(work);
-    with_strided<3>(given.pred_scores, [&](const auto& class_scores) {
-      Scores scores(rule, class_scores, given.objectness, num_images, num_points, given.pred_scores.size(2));
-      DynamicKAssigner assigner(rule, grid, batch, labels, predictions, pool.get(), scores, given.quota);
-      const int64_t handing = threads_for(num_images, work);
-      for_each_unit(num_images, handing,
-                    [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
+    Scores<Rule> scores(rule, FloatView<3>(given.pred_scores), given.objectness, num_images, num_points,
+                        given.pred_scores.size(2));
+    DynamicKAssigner<Rule> assigner(rule, grid, batch, labels, predictions, pool.get(), scores, given.quota);
+    const int64_t handing = threads_for(num_images, work);
+    for_each_unit(num_images, handing, [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
 
-      using Scratch = typename decltype(assigner)::Scratch;
-      const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
-      auto scratch =
-          scratch_for<Scratch>(choosing, grid, assigner.most_overlaps(), scores.num_classes(), batch.largest_image());
-      for_each_unit(batch.num_objects(), choosing,
-                    [&](int64_t n, int64_t slot) { assigner.choose(n, counts, scratch[slot]); });
+    using Scratch = typename DynamicKAssigner<Rule>::Scratch;
+    const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
+    auto scratch =
+        scratch_for<Scratch>(choosing, grid, assigner.most_overlaps(), scores.num_classes(), batch.largest_image());
+    for_each_unit(batch.num_objects(), choosing,
+                  [&](int64_t n, int64_t slot) { assigner.choose(n, counts, scratch[slot]); });
 
-      const auto held = [&](int64_t image) {
-        const int64_t at = image * num_points;
-        return Holdings{owner.mutable_data_ptr<int64_t>() + at, costs.get() + at, iou.mutable_data_ptr<float>() + at};
-      };
-      std::vector<Chosen> chosen(num_images);
-      for (int64_t image = 0; image < num_images; ++image)
-        chosen[image].reserve(batch.size(image) * std::min(given.quota.most, num_points));
-      for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-        std::fill_n(held(image).owner, num_points, kBackground);
-        std::fill_n(held(image).claim, num_points, 0.0f);
-        assigner.settle(image, held(image), chosen[image]);
-      });
-      for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
-        assigner.contest(image, begin, end, held(image), scratch[slot]);
-      });
-      for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-        batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, held(image).owner); });
-      });
+    const auto held = [&](int64_t image) {
+      const int64_t at = image * num_points;
+      return Holdings{owner.mutable_data_ptr<int64_t>() + at, costs.get() + at, iou.mutable_data_ptr<float>() + at};
+    };
+    std::vector<Chosen> chosen(num_images);
+    for (int64_t image = 0; image < num_images; ++image)
+      chosen[image].reserve(batch.size(image) * std::min(given.quota.most, num_points));
+    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+      std::fill_n(held(image).owner, num_points, kBackground);
+      std::fill_n(held(image).claim, num_points, 0.0f);
+      assigner.settle(image, held(image), chosen[image]);
+    });
+    for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
+      assigner.contest(image, begin, end, held(image), scratch[slot]);
+    });
+    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+      batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, held(image).owner); });
     });
     return {owner, iou};
   }

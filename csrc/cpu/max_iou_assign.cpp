@@ -69,67 +69,66 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
   // The overlap that each object's best anchors have, in the order of batch.ranked(); 0 where they do not matter.
   std::vector<float> needed(batch.num_objects() + kLanes);
 
-  with_strided<2>(anchors, [&](const auto& boxes) {
-    // Anchors are read block by block, once in a pass for all images, and never kept.
-    const auto load = [&](int64_t b, BlockWorkspace& workspace) {
-      BoxTile* const tiles = workspace.tiles.data();
-      const Block block = block_at(b, num_anchors, tiles);
-      load_tiles(block, boxes.data, boxes.stride[0], boxes.stride[1], tiles);
-      return block;
-    };
-    const auto for_each_block = [&](const auto& each) {
-      for_each_unit(num_blocks, threads, [&](int64_t b, int64_t slot) {
-        const Block block = load(last_first(b, num_blocks), workspaces[slot]);
-        for (int64_t image = 0; image < num_images; ++image) each(image, block, workspaces[slot]);
-      });
-    };
-
-    for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
-      compete_for_block(block, batch.ranked(image), workspace, owner + image * num_anchors, iou + image * num_anchors,
-                        best, batch.first(image));
+  const FloatView<2> boxes(anchors);
+  // Anchors are read block by block, once in a pass for all images, and never kept.
+  const auto load = [&](int64_t b, BlockWorkspace& workspace) {
+    BoxTile* const tiles = workspace.tiles.data();
+    const Block block = block_at(b, num_anchors, tiles);
+    load_tiles(block, boxes, 0, boxes.stride[0], boxes.stride[1], tiles);
+    return block;
+  };
+  const auto for_each_block = [&](const auto& each) {
+    for_each_unit(num_blocks, threads, [&](int64_t b, int64_t slot) {
+      const Block block = load(last_first(b, num_blocks), workspaces[slot]);
+      for (int64_t image = 0; image < num_images; ++image) each(image, block, workspaces[slot]);
     });
+  };
 
-    for (int64_t image = 0; image < num_images; ++image)
-      for (int64_t k = 0; k < batch.ranked(image).count; ++k) {
-        const float overlap = best.of(batch.first(image) + batch.ranked(image).index[k]).score;
-        needed[batch.first(image) + k] = overlap >= least ? overlap : 0.0f;
+  for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
+    compete_for_block(block, batch.ranked(image), workspace, owner + image * num_anchors, iou + image * num_anchors,
+                      best, batch.first(image));
+  });
+
+  for (int64_t image = 0; image < num_images; ++image)
+    for (int64_t k = 0; k < batch.ranked(image).count; ++k) {
+      const float overlap = best.of(batch.first(image) + batch.ranked(image).index[k]).score;
+      needed[batch.first(image) + k] = overlap >= least ? overlap : 0.0f;
+    }
+  for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
+    int64_t* const owner_of_image = owner + image * num_anchors;
+    const float* const iou_of_image = iou + image * num_anchors;
+    const float* const needed_of_image = needed.data() + batch.first(image);
+    int32_t* const found = workspace.found.data();
+    const Objects objects = batch.ranked(image);
+    const int64_t num_near = ties_count ? within_reach(block.extent(), objects, needed_of_image, found) : 0;
+    const Objects near = workspace.take_near(objects, num_near, needed_of_image);
+    block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
+      const int64_t reaching = within_reach(tile.extent, near, workspace.needed.data(), found);
+      int32_t by[kTilePoints];
+      if (reaching) find_wanted(tile, near, workspace.needed.data(), found, reaching, by);
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t& own = owner_of_image[first + i];
+        if (reaching && by[i] >= 0)
+          own = kind == LowQuality::kOwn ? own : by[i];
+        else
+          own = thresholds.owner(own, iou_of_image[first + i]);
       }
-    for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
-      int64_t* const owner_of_image = owner + image * num_anchors;
-      const float* const iou_of_image = iou + image * num_anchors;
-      const float* const needed_of_image = needed.data() + batch.first(image);
-      int32_t* const found = workspace.found.data();
-      const Objects objects = batch.ranked(image);
-      const int64_t num_near = ties_count ? within_reach(block.extent(), objects, needed_of_image, found) : 0;
-      const Objects near = workspace.take_near(objects, num_near, needed_of_image);
-      block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
-        const int64_t reaching = within_reach(tile.extent, near, workspace.needed.data(), found);
-        int32_t by[kTilePoints];
-        if (reaching) find_wanted(tile, near, workspace.needed.data(), found, reaching, by);
-        for (int64_t i = 0; i < count; ++i) {
-          int64_t& own = owner_of_image[first + i];
-          if (reaching && by[i] >= 0)
-            own = kind == LowQuality::kOwn ? own : by[i];
-          else
-            own = thresholds.owner(own, iou_of_image[first + i]);
-        }
-      });
     });
+  });
 
-    const int64_t finishing = std::min(threads, threads_for(num_images, work));
-    for_each_unit(num_images, finishing, [&](int64_t image, int64_t slot) {
-      const Objects objects = batch.ranked(image);
-      int64_t* const owner_of_image = owner + image * num_anchors;
-      for (int64_t k = 0; kind == LowQuality::kFirst && k < objects.count; ++k) {
-        const float overlap = needed[batch.first(image) + k];
-        if (overlap == 0.0f) continue;
-        const Block block = load(best.of(batch.first(image) + objects.index[k]).point, workspaces[slot]);
-        owner_of_image[first_with(block, objects[k], overlap)] = objects.index[k];
-      }
-      batch.for_each_region(image, [&](const Box& region) {
-        ignore_boxes_inside(region, share, num_anchors, owner_of_image,
-                            [&](int64_t j) { return load_box(boxes.data + j * boxes.stride[0], boxes.stride[1]); });
-      });
+  const int64_t finishing = std::min(threads, threads_for(num_images, work));
+  for_each_unit(num_images, finishing, [&](int64_t image, int64_t slot) {
+    const Objects objects = batch.ranked(image);
+    int64_t* const owner_of_image = owner + image * num_anchors;
+    for (int64_t k = 0; kind == LowQuality::kFirst && k < objects.count; ++k) {
+      const float overlap = needed[batch.first(image) + k];
+      if (overlap == 0.0f) continue;
+      const Block block = load(best.of(batch.first(image) + objects.index[k]).point, workspaces[slot]);
+      owner_of_image[first_with(block, objects[k], overlap)] = objects.index[k];
+    }
+    batch.for_each_region(image, [&](const Box& region) {
+      ignore_boxes_inside(region, share, num_anchors, owner_of_image,
+                          [&](int64_t j) { return boxes.box_at(j * boxes.stride[0], boxes.stride[1]); });
     });
   });
   return {owners, overlaps};

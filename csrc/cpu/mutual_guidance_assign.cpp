@@ -85,20 +85,18 @@ struct Standing {
   float* score;
 };
 
-template <typename Element>
-void localize_to_classify(const Strip& strip, const Objects& objects, const Strided<Element, 3>& boxes,
-                          const Element* image, bool inside, Workspace& workspace, Standing standing) {
+void localize_to_classify(const Strip& strip, const Objects& objects, const FloatView<3>& boxes, int64_t image,
+                          bool inside, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t tile_width = std::min(level.width, kTileColumns);
   const int64_t num_tiles = (level.width + tile_width - 1) / tile_width;
-  const int64_t point_step = boxes.stride[1], side_step = boxes.stride[2];
-  // Visits the points of tile t: each(place in the tile, point of the image, row, column).
-  const auto for_each_point = [&](int64_t t, const auto& each) {
+  // Visits the rows of tile t: each(its first place in the tile, its first point of the image, row, columns).
+  const auto for_each_row = [&](int64_t t, const auto& each) {
     const Span columns{t * tile_width, std::min((t + 1) * tile_width, level.width)};
     int i = 0;
     for (int64_t row = strip.rows.begin; row < strip.rows.end; ++row) {
-      const int64_t first = level.first_point + row * level.width;
-      for (int64_t column = columns.begin; column < columns.end; ++column) each(i++, first + column, row, column);
+      each(i, level.first_point + row * level.width + columns.begin, row, columns);
+      i += static_cast<int>(columns.end - columns.begin);
     }
     return i;
   };
@@ -106,12 +104,16 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   Extent extent;
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
-    const int count = for_each_point(
-        t, [&](int i, int64_t j, int64_t, int64_t) { tile.boxes.set(i, load_box(image + j * point_step, side_step)); });
+    const int count = for_each_row(t, [&](int i, int64_t j, int64_t, const Span& columns) {
+      boxes.read_boxes(image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[1], boxes.stride[2],
+                       columns.end - columns.begin, tile.boxes.sides(i));
+    });
     if (inside)
-      for_each_point(t, [&](int i, int64_t, int64_t row, int64_t column) {
-        tile.x[i] = level.x.coordinate(column);
-        tile.y[i] = level.y.coordinate(row);
+      for_each_row(t, [&](int i, int64_t, int64_t row, const Span& columns) {
+        for (int64_t column = columns.begin; column < columns.end; ++column, ++i) {
+          tile.x[i] = level.x.coordinate(column);
+          tile.y[i] = level.y.coordinate(row);
+        }
       });
     tile.boxes.prepare(count);
     tile.fit.clear();
@@ -125,16 +127,15 @@ void localize_to_classify(const Strip& strip, const Objects& objects, const Stri
   for (int64_t t = 0; t < num_tiles; ++t) {
     Tile& tile = workspace.tiles[t];
     (inside ? fit_inside : fit)(tile, near_strip, found, touching(tile.boxes.extent.bounds, near_strip, found));
-    for_each_point(t, [&](int i, int64_t j, int64_t, int64_t) {
-      standing.owner[j] = tile.fit.owner[i];
-      standing.score[j] = tile.fit.score[i];
+    for_each_row(t, [&](int i, int64_t j, int64_t, const Span& columns) {
+      std::copy_n(tile.fit.owner + i, columns.end - columns.begin, standing.owner + j);
+      std::copy_n(tile.fit.score + i, columns.end - columns.begin, standing.score + j);
     });
   }
 }
 
-template <typename Element>
-void classify_to_localize(const Strip& strip, const Objects& objects, const Strided<Element, 3>& logits,
-                          const Element* image, const int64_t* labels, Workspace& workspace, Standing standing) {
+void classify_to_localize(const Strip& strip, const Objects& objects, const FloatView<3>& logits, int64_t image,
+                          const int64_t* labels, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
   const int64_t first = level.first_point + strip.rows.begin * level.width;
   const int64_t count = (strip.rows.end - strip.rows.begin) * level.width;
@@ -150,10 +151,8 @@ void classify_to_localize(const Strip& strip, const Objects& objects, const Stri
   for (int64_t k = 0; k < objects.count; ++k) {
     if (!(objects.y1[k] < bottom && objects.y2[k] > top)) continue;
     const Object object = objects[k];
-    const Element* const column = image + labels[object.index] * logits.stride[2];
-    workspace.amplifier.add(
-        level, strip.rows, object.box, object.index,
-        [&](int64_t j) { return static_cast<float>(column[j * logits.stride[1]]); }, take);
+    const int64_t of_class = image * logits.stride[0] + labels[object.index] * logits.stride[2];
+    workspace.amplifier.add(level, strip.rows, object.box, object.index, logits, of_class, logits.stride[1], take);
   }
   workspace.amplifier.flush(take);
 }
@@ -213,35 +212,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const int64_t threads = threads_for(num_images * num_bands, 4 * work);
   auto workspaces = scratch_for<Workspace>(threads, grid.widest_level(), batch.largest_image(), sigma,
                                            static_cast<Activation>(activation), level_gate);
-  with_strided<3>(pred_boxes, [&](const auto& boxes) {
-    for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
-      const int64_t image = unit / num_strips;
-      localize_to_classify(strips[unit % num_strips], batch.ranked(image), boxes, boxes.data + image * boxes.stride[0],
-                           inside, workspaces[slot], in_image(standings[0], image));
-    });
+  const FloatView<3> boxes(pred_boxes), logits(pred_logits);
+  for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
+    const int64_t image = unit / num_strips;
+    localize_to_classify(strips[unit % num_strips], batch.ranked(image), boxes, image, inside, workspaces[slot],
+                         in_image(standings[0], image));
   });
-  with_strided<3>(pred_logits, [&](const auto& logits) {
-    for_each_unit(num_images * num_bands, threads, [&](int64_t unit, int64_t slot) {
-      const int64_t image = unit / num_bands;
-      classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, logits.data + image * logits.stride[0],
-                           labels + batch.first(image), workspaces[slot], in_image(standings[1], image));
-    });
+  for_each_unit(num_images * num_bands, threads, [&](int64_t unit, int64_t slot) {
+    const int64_t image = unit / num_bands;
+    classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, image, labels + batch.first(image),
+                         workspaces[slot], in_image(standings[1], image));
   });
 
   // Pass 3: selection, and what is left over.
   const float share = static_cast<float>(ignore_share);
   const int64_t selectors_needed = threads_for(2 * num_images, 2 * work);
   auto selectors = scratch_for<TopPointSelector>(selectors_needed, num_points, batch.largest_image());
-  with_strided<3>(pred_boxes, [&](const auto& boxes) {
-    for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
-      const int64_t image = unit / 2, task = unit % 2;
-      const auto [owner, score] = in_image(standings[task], image);
-      selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
-      batch.for_each_region(image, [&, owner = owner](const Box& region) {
-        if (task == 1) return ignore_points_inside(grid, region, owner);
-        ignore_boxes_inside(region, share, num_points, owner, [&](int64_t j) {
-          return load_box(boxes.data + image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
-        });
+  for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
+    const int64_t image = unit / 2, task = unit % 2;
+    const auto [owner, score] = in_image(standings[task], image);
+    selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
+    batch.for_each_region(image, [&, owner = owner](const Box& region) {
+      if (task == 1) return ignore_points_inside(grid, region, owner);
+      ignore_boxes_inside(region, share, num_points, owner, [&](int64_t j) {
+        return boxes.box_at(image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
       });
     });
   });

@@ -122,11 +122,11 @@ struct Places {
 };
 
 // Class scores [B, P, C] and objectness [B, P], if any, of one dtype each; sums over classes, known once asked for.
-template <typename Rule, typename Element>
+template <typename Rule>
 class Scores {
  public:
-  Scores(const Rule& rule, const Strided<Element, 3>& scores, const std::optional<Tensor>& objectness,
-         int64_t num_images, int64_t num_points, int64_t num_classes)
+  Scores(const Rule& rule, const FloatView<3>& scores, const std::optional<Tensor>& objectness, int64_t num_images,
+         int64_t num_points, int64_t num_classes)
       : rule_(rule),
         scores_(scores),
         num_points_(num_points),
@@ -134,11 +134,9 @@ class Scores {
         objectness_(objectness ? num_images * num_points : 0),
         sums_(new_values<std::atomic<float>>(num_images * num_points)) {
     if (!objectness) return;
-    with_strided<2>(*objectness, [&](const auto& view) {
-      for (int64_t b = 0; b < num_images; ++b)
-        for (int64_t j = 0; j < num_points; ++j)
-          objectness_[b * num_points + j] = static_cast<float>(view.data[b * view.stride[0] + j * view.stride[1]]);
-    });
+    const FloatView<2> view(*objectness);
+    for (int64_t b = 0; b < num_images; ++b)
+      view.read(b * view.stride[0], view.stride[1], num_points, objectness_.data() + b * num_points);
   }
 
   int64_t num_classes() const { return num_classes_; }
@@ -147,21 +145,21 @@ class Scores {
   float objectness(int64_t image, int32_t point) const {
     return has_objectness() ? objectness_[image * num_points_ + point] : 0.0f;
   }
-  float raw(int64_t image, int32_t point, int64_t label) const {
-    return static_cast<float>(at(image, point)[label * scores_.stride[2]]);
+  void read_raw(int64_t image, const int32_t* points, int64_t count, int64_t label, float* raw) const {
+    scores_.read(image * scores_.stride[0] + label * scores_.stride[2], scores_.stride[1], points, count, raw);
   }
   float score(int64_t image, int32_t point, int64_t label) const {
-    const float score = score_of(rule_, raw(image, point, label));
+    const float score = score_of(rule_, scores_.at(place(image, point) + label * scores_.stride[2]));
     return has_objectness() ? rule_.with_objectness(score, score_of(rule_, objectness(image, point))) : score;
   }
   // Soon asked for: its score, all its scores.
   void prefetch(int64_t image, int32_t point, int64_t label) const {
-    __builtin_prefetch(at(image, point) + label * scores_.stride[2]);
+    scores_.prefetch(place(image, point) + label * scores_.stride[2]);
   }
   void prefetch(int64_t image, int32_t point) const {
-    constexpr int64_t kLine = 64 / sizeof(Element);
+    const int64_t line = 64 / scores_.bytes_of_one();
     if (scores_.stride[2] != 1) return;
-    for (int64_t c = 0; c < num_classes_; c += kLine) __builtin_prefetch(at(image, point) + c);
+    for (int64_t c = 0; c < num_classes_; c += line) scores_.prefetch(place(image, point) + c);
   }
   void forget(int64_t first, int64_t count) {
     for (int64_t i = first; i < first + count; ++i) sums_[i].store(-1.0f, std::memory_order_relaxed);
@@ -175,24 +173,22 @@ class Scores {
     std::atomic<float>& known = sums_[image * num_points_ + point];
     float sum = known.load(std::memory_order_relaxed);
     if (sum >= 0.0f) return sum;
-    const Element* const own = at(image, point);
     const float* of_classes = classes;
-    if (std::is_same_v<Element, float> && scores_.stride[2] == 1)
-      of_classes = reinterpret_cast<const float*>(own);
+    if (scores_.is_float32() && scores_.stride[2] == 1)
+      of_classes = scores_.float32() + place(image, point);
     else
-      for (int64_t c = 0; c < num_classes_; ++c) classes[c] = static_cast<float>(own[c * scores_.stride[2]]);
+      scores_.read(place(image, point), scores_.stride[2], num_classes_, classes);
     sum = sum_over_classes(rule_, of_classes, num_classes_, has_objectness(), objectness(image, point));
     known.store(sum, std::memory_order_relaxed);
     return sum;
   }
 
  private:
-  const Element* at(int64_t image, int32_t point) const {
-    return scores_.data + image * scores_.stride[0] + point * scores_.stride[1];
-  }
+  // Where a point's scores are.
+  int64_t place(int64_t image, int32_t point) const { return image * scores_.stride[0] + point * scores_.stride[1]; }
 
   const Rule& rule_;
-  Strided<Element, 3> scores_;
+  FloatView<3> scores_;
   int64_t num_points_, num_classes_;
   std::vector<float> objectness_;
   std::unique_ptr<std::atomic<float>[]> sums_;  // below 0: not known yet

@@ -44,7 +44,6 @@ MGASSIGN_VECTOR void score_all(const TaskAligned& rule, const TaskAligned::Objec
   });
 }
 
-template <typename Element>
 class Assigner {
  public:
   // What a thread needs to let objects choose.
@@ -68,7 +67,8 @@ class Assigner {
 
     void offer(const int32_t* points, int64_t count, BestPoints& best) {
       float *const scores = scratch.scores.data(), *const overlaps = scratch.overlaps.data();
-      for (int64_t i = 0; i < count; ++i) scores[i] = of.raw(image, points[i], label);
+      const FloatView<3>& given = of.class_scores_;
+      given.read(image * given.stride[0] + label * given.stride[2], given.stride[1], points, count, scores);
       score_all(of.rule_, object, predictions, points, count, scores, overlaps);
       const float bar = best.bar();
       for (int64_t i = 0; i < count; ++i)
@@ -91,7 +91,7 @@ class Assigner {
   };
 
   Assigner(const TaskAligned& rule, const Grid& grid, const ObjectBatch& batch, const int64_t* labels,
-           const Predictions& predictions, const Strided<Element, 3>& class_scores, int64_t most_chosen, int64_t keep)
+           const Predictions& predictions, const FloatView<3>& class_scores, int64_t most_chosen, int64_t keep)
       : rule_(rule),
         grid_(grid),
         batch_(batch),
@@ -162,7 +162,9 @@ class Assigner {
         best = overlap;
         held.owner[point] = window.index;
       }
-      const float raw_score = raw(image, point, labels_[first + held.owner[point]]);
+      const int64_t* const step = class_scores_.stride;
+      const float raw_score =
+          class_scores_.at(image * step[0] + point * step[1] + labels_[first + held.owner[point]] * step[2]);
       held.score[point] = rule_.score(rule_.probability(raw_score), best);
       held.claim[point] = best;
     }
@@ -196,18 +198,12 @@ class Assigner {
   }
 
  private:
-  // A point's score for a class, as it came.
-  float raw(int64_t image, int32_t point, int64_t label) const {
-    const auto& step = class_scores_.stride;
-    return static_cast<float>(class_scores_.data[image * step[0] + point * step[1] + label * step[2]]);
-  }
-
   const TaskAligned& rule_;
   const Grid& grid_;
   const ObjectBatch& batch_;
   const int64_t* labels_;
   const Predictions& predictions_;
-  Strided<Element, 3> class_scores_;
+  FloatView<3> class_scores_;
   int64_t keep_;  // 0: all
   std::vector<TaskAligned::Object> objects_;
   ObjectArrays windows_;
@@ -243,42 +239,38 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
 
   const int64_t work = num_images * num_points;
   const Predictions predictions(pred_boxes, threads_for(num_images, 2 * work));
-  with_strided<3>(pred_scores, [&](const auto& class_scores) {
-    Assigner assigner(rule, grid, batch, labels, predictions, class_scores, max_points, keep);
-    const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
-    using Scratch = typename decltype(assigner)::Scratch;
-    auto scratch = scratch_for<Scratch>(choosing, grid);
-    for_each_unit(batch.num_objects(), choosing, [&](int64_t n, int64_t slot) {
-      assigner.choose(n, quota.of(counts ? counts[n] : max_points), scratch[slot]);
-    });
+  Assigner assigner(rule, grid, batch, labels, predictions, FloatView<3>(pred_scores), max_points, keep);
+  const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
+  auto scratch = scratch_for<Assigner::Scratch>(choosing, grid);
+  for_each_unit(batch.num_objects(), choosing, [&](int64_t n, int64_t slot) {
+    assigner.choose(n, quota.of(counts ? counts[n] : max_points), scratch[slot]);
+  });
 
-    const auto held = [&](int64_t image) {
-      const int64_t at = image * num_points;
-      return Holdings{owner.mutable_data_ptr<int64_t>() + at, target.mutable_data_ptr<float>() + at,
-                      iou.mutable_data_ptr<float>() + at};
-    };
-    const int64_t handing = threads_for(num_images, work);
-    std::vector<Chosen> chosen(num_images);
-    for (int64_t image = 0; image < num_images; ++image)
-      chosen[image].reserve(batch.size(image) * std::min(max_points, num_points));
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      const Holdings of_image = held(image);
-      std::fill_n(of_image.owner, num_points, kBackground);
-      std::fill_n(of_image.score, num_points, 0.0f);
-      std::fill_n(of_image.claim, num_points, 0.0f);
-      assigner.settle(image, of_image, chosen[image]);
+  const auto held = [&](int64_t image) {
+    const int64_t at = image * num_points;
+    return Holdings{owner.mutable_data_ptr<int64_t>() + at, target.mutable_data_ptr<float>() + at,
+                    iou.mutable_data_ptr<float>() + at};
+  };
+  const int64_t handing = threads_for(num_images, work);
+  std::vector<Chosen> chosen(num_images);
+  for (int64_t image = 0; image < num_images; ++image)
+    chosen[image].reserve(batch.size(image) * std::min(max_points, num_points));
+  for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+    const Holdings of_image = held(image);
+    std::fill_n(of_image.owner, num_points, kBackground);
+    std::fill_n(of_image.score, num_points, 0.0f);
+    std::fill_n(of_image.claim, num_points, 0.0f);
+    assigner.settle(image, of_image, chosen[image]);
+  });
+  if (!rule.contest_chosen) {
+    auto contestants = scratch_for<Assigner::Contestants>(choosing, batch.largest_image());
+    for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
+      assigner.contest(image, begin, end, held(image), contestants[slot]);
     });
-    if (!rule.contest_chosen) {
-      using Contestants = typename decltype(assigner)::Contestants;
-      auto contestants = scratch_for<Contestants>(choosing, batch.largest_image());
-      for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
-        assigner.contest(image, begin, end, held(image), contestants[slot]);
-      });
-    }
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      if (keep > 0) assigner.keep_best(image, held(image), chosen[image]);
-      assigner.tell_targets(image, held(image), chosen[image]);
-    });
+  }
+  for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+    if (keep > 0) assigner.keep_best(image, held(image), chosen[image]);
+    assigner.tell_targets(image, held(image), chosen[image]);
   });
   return {owner, target, iou};
 }

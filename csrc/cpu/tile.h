@@ -33,15 +33,11 @@ struct BoxTile {
     y2[i] = box.y2;
   }
   Box operator[](int i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
+  // From the i-th on.
+  SideArrays sides(int i) { return {x1 + i, y1 + i, x2 + i, y2 + i}; }
   // Once set, the first `count` boxes are sorted out: finds areas and the extent.
   void prepare(int count);
 };
-
-template <typename Element>
-Box load_box(const Element* at, int64_t side_step) {
-  return {static_cast<float>(at[0]), static_cast<float>(at[side_step]), static_cast<float>(at[2 * side_step]),
-          static_cast<float>(at[3 * side_step])};
-}
 
 // The object that each box of a tile fits best so far.
 struct TileFit {

@@ -78,15 +78,14 @@ void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64
 namespace {
 
 // Writes who each point stands for and with what score.
-template <typename Element>
-void compete(const Strided<Element, 2>& scores, int64_t num_points, int64_t num_objects, const float* areas,
-             int64_t* owner, float* best_score) {
+void compete(const FloatView<2>& scores, int64_t first_point, int64_t num_points, int64_t num_objects,
+             const float* areas, int64_t* owner, float* best_score) {
   for (int64_t j = 0; j < num_points; ++j) {
-    const Element* const row = scores.data + j * scores.stride[0];
+    const int64_t row = (first_point + j) * scores.stride[0];
     float best = 0.0f;
     int64_t best_object = -1;
     for (int64_t g = 0; g < num_objects; ++g) {
-      const float score = static_cast<float>(row[g * scores.stride[1]]);
+      const float score = scores.at(row + g * scores.stride[1]);
       const bool tied =
           score == best && best_object >= 0 && smaller_object(areas[g], g, areas[best_object], best_object);
       if (score > best || tied) {
@@ -109,15 +108,12 @@ Tensor topk_per_object_cpu(const Tensor& scores, const Tensor& k, const Tensor& 
   int64_t* const owner = owners.mutable_data_ptr<int64_t>();
   const float* const area = areas.const_data_ptr<float>();
   const std::unique_ptr<float[]> best_score = new_values<float>(num_points);
-  with_strided<2>(scores, [&](const auto& view) {
-    constexpr int64_t kBlock = 256;
-    const int64_t blocks = (num_points + kBlock - 1) / kBlock;
-    for_each_unit(blocks, threads_for(blocks, num_points * num_objects), [&](int64_t block, int64_t) {
-      const int64_t begin = block * kBlock, count = std::min(kBlock, num_points - begin);
-      auto rows = view;
-      rows.data += begin * view.stride[0];
-      compete(rows, count, num_objects, area, owner + begin, best_score.get() + begin);
-    });
+  const FloatView<2> view(scores);
+  constexpr int64_t kBlock = 256;
+  const int64_t blocks = (num_points + kBlock - 1) / kBlock;
+  for_each_unit(blocks, threads_for(blocks, num_points * num_objects), [&](int64_t block, int64_t) {
+    const int64_t begin = block * kBlock, count = std::min(kBlock, num_points - begin);
+    compete(view, begin, count, num_objects, area, owner + begin, best_score.get() + begin);
   });
   TopPointSelector(num_points, num_objects).run(owner, best_score.get(), k.const_data_ptr<int64_t>(), num_objects);
   return owners;
