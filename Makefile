@@ -17,7 +17,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Kernels for every architecture take ten minutes to build: where nothing could run them, a wheel alone has them unasked.
+# Kernels for every architecture take three minutes of a core to build: where nothing could run them, a wheel alone has them unasked.
 export MGASSIGN_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),auto,0)
 wheel: export MGASSIGN_CUDA := $(if $(filter file,$(origin MGASSIGN_CUDA)),auto,$(MGASSIGN_CUDA))
 
