@@ -4,41 +4,36 @@ namespace mgassign::cpu {
 
 namespace {
 
-// `count` predictions from `first` on.
+constexpr int64_t kTogether = 16 * kLanes;
+
+// Predictions that follow one another.
 struct Sides {
-  float *x1, *y1, *x2, *y2, *area;
-  int64_t first, count;
+  float x1[kTogether], y1[kTogether], x2[kTogether], y2[kTogether], area[kTogether];
 };
 
-// Empties what is no box of kLanes at most, tells areas, and the box around all others.
-MGASSIGN_VECTOR Box clean(const Sides& sides) {
-  float left[kLanes] = {}, top[kLanes] = {}, right[kLanes] = {}, bottom[kLanes] = {}, area[kLanes];
-  float* const to[] = {sides.x1 + sides.first, sides.y1 + sides.first, sides.x2 + sides.first, sides.y2 + sides.first};
-  std::copy_n(to[0], sides.count, left);
-  std::copy_n(to[1], sides.count, top);
-  std::copy_n(to[2], sides.count, right);
-  std::copy_n(to[3], sides.count, bottom);
-  float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes];
-  int32_t is_box[kLanes];
-  for (int i = 0; i < kLanes; ++i) is_box[i] = is_valid({left[i], top[i], right[i], bottom[i]});
-  for (int i = 0; i < kLanes; ++i) {
-    const Box box{left[i], top[i], right[i], bottom[i]};
-    const bool valid = is_box[i];
-    area[i] = chosen(valid, area_of(box), 0.0f);
-    x1[i] = chosen(valid, box.x1, 0.0f);
-    y1[i] = chosen(valid, box.y1, 0.0f);
-    x2[i] = chosen(valid, box.x2, 0.0f);
-    y2[i] = chosen(valid, box.y2, 0.0f);
-    left[i] = chosen(valid, box.x1, kNowhere.x1);
-    top[i] = chosen(valid, box.y1, kNowhere.y1);
-    right[i] = chosen(valid, box.x2, kNowhere.x2);
-    bottom[i] = chosen(valid, box.y2, kNowhere.y2);
+// Empties what is no box, and tells areas.
+MGASSIGN_VECTOR void clean(Sides& sides) {
+  for (int i = 0; i < kTogether; ++i) {
+    const Box box{sides.x1[i], sides.y1[i], sides.x2[i], sides.y2[i]};
+    const bool valid = is_valid(box);
+    sides.x1[i] = chosen(valid, box.x1, 0.0f);
+    sides.y1[i] = chosen(valid, box.y1, 0.0f);
+    sides.x2[i] = chosen(valid, box.x2, 0.0f);
+    sides.y2[i] = chosen(valid, box.y2, 0.0f);
+    sides.area[i] = chosen(valid, area_of(box), 0.0f);
   }
-  std::copy_n(x1, sides.count, to[0]);
-  std::copy_n(y1, sides.count, to[1]);
-  std::copy_n(x2, sides.count, to[2]);
-  std::copy_n(y2, sides.count, to[3]);
-  std::copy_n(area, sides.count, sides.area + sides.first);
+}
+
+// The box around the kLanes predictions from `first` on, without those that are empty.
+MGASSIGN_VECTOR Box around(const Sides& sides, int64_t first) {
+  float left[kLanes], top[kLanes], right[kLanes], bottom[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const bool any = sides.x2[first + i] > sides.x1[first + i];
+    left[i] = chosen(any, sides.x1[first + i], kNowhere.x1);
+    top[i] = chosen(any, sides.y1[first + i], kNowhere.y1);
+    right[i] = chosen(any, sides.x2[first + i], kNowhere.x2);
+    bottom[i] = chosen(any, sides.y2[first + i], kNowhere.y2);
+  }
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) {
       left[i] = smaller(left[i], left[i + half]);
@@ -51,9 +46,9 @@ MGASSIGN_VECTOR Box clean(const Sides& sides) {
 
 }  // namespace
 
-Predictions::Predictions(const Tensor& boxes, int64_t threads, const uint8_t* pool)
+Predictions::Predictions(const Tensor& boxes, int64_t threads, bool with_runs, const uint8_t* pool)
     : num_points_(boxes.size(1)),
-      runs_((num_points_ + kLanes - 1) / kLanes),
+      runs_(with_runs ? (num_points_ + kLanes - 1) / kLanes : 0),
       x1_(new_values<float>(boxes.size(0) * num_points_ + kLanes)),
       y1_(new_values<float>(boxes.size(0) * num_points_ + kLanes)),
       x2_(new_values<float>(boxes.size(0) * num_points_ + kLanes)),
@@ -63,27 +58,25 @@ Predictions::Predictions(const Tensor& boxes, int64_t threads, const uint8_t* po
   const int64_t num_images = boxes.size(0), end = num_images * num_points_;
   for (float* const array : {x1_.get(), y1_.get(), x2_.get(), y2_.get(), area_.get()})
     std::fill_n(array + end, kLanes, 0.0f);
-  constexpr int64_t kTogether = 16 * kLanes;
   const int64_t parts = (num_points_ + kTogether - 1) / kTogether;
   const FloatView<3> view(boxes);
   for_each_unit(num_images * parts, threads, [&](int64_t unit, int64_t) {
     const int64_t image = unit / parts, first = unit % parts * kTogether;
-    Sides at{x1_.get(),
-             y1_.get(),
-             x2_.get(),
-             y2_.get(),
-             area_.get(),
-             image * num_points_ + first,
-             std::min(kTogether, num_points_ - first)};
-    view.read_boxes(image * view.stride[0] + first * view.stride[1], view.stride[1], view.stride[2], at.count,
-                    {at.x1 + at.first, at.y1 + at.first, at.x2 + at.first, at.y2 + at.first});
-    const int64_t end = at.first + at.count;
-    for (int64_t i = at.first; pool && i < end; ++i)
-      if (!pool[i]) at.x2[i] = at.x1[i];
-    for (int64_t run = image * runs_ + first / kLanes; at.first < end; ++run, at.first += kLanes) {
-      at.count = std::min(kLanes, end - at.first);
-      around_.set(run, {clean(at), 0.0f, 0});
-    }
+    const int64_t count = std::min(kTogether, num_points_ - first), at = image * num_points_ + first;
+    Sides sides;
+    if (count < kTogether) sides = {};
+    view.read_boxes(image * view.stride[0] + first * view.stride[1], view.stride[1], view.stride[2], count,
+                    {sides.x1, sides.y1, sides.x2, sides.y2});
+    for (int64_t i = 0; pool && i < count; ++i)
+      if (!pool[at + i]) sides.x2[i] = sides.x1[i];
+    clean(sides);
+    std::copy_n(sides.x1, count, x1_.get() + at);
+    std::copy_n(sides.y1, count, y1_.get() + at);
+    std::copy_n(sides.x2, count, x2_.get() + at);
+    std::copy_n(sides.y2, count, y2_.get() + at);
+    std::copy_n(sides.area, count, area_.get() + at);
+    for (int64_t i = 0; runs_ && i < count; i += kLanes)
+      around_.set(image * runs_ + (first + i) / kLanes, {around(sides, i), 0.0f, 0});
   });
 }
 

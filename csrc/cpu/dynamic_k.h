@@ -254,7 +254,7 @@ struct OnCpu {
       const int64_t image = unit / num_levels;
       mark_pool(rule, grid.levels[unit % num_levels], batch.ranked(image), pool.get() + image * num_points);
     });
-    const Predictions predictions(given.pred_boxes, threads_for(num_images, 2 * work), pool.get());
+    const Predictions predictions(given.pred_boxes, threads_for(num_images, 2 * work), true, pool.get());
     const auto costs = new_values<float>(work);
     Scores<Rule> scores(rule, FloatView<3>(given.pred_scores), given.objectness, num_images, num_points,
                         given.pred_scores.size(2));

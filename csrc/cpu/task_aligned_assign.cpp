@@ -238,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   const int64_t* const counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
 
   const int64_t work = num_images * num_points;
-  const Predictions predictions(pred_boxes, threads_for(num_images, 2 * work));
+  const Predictions predictions(pred_boxes, threads_for(num_images, 2 * work), rule.anywhere);
   Assigner assigner(rule, grid, batch, labels, predictions, FloatView<3>(pred_scores), max_points, keep);
   const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
   auto scratch = scratch_for<Assigner::Scratch>(choosing, grid);
