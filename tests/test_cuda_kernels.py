@@ -226,6 +226,15 @@ def test_no_points(run):
     check_parity(run, "fcos_assign", boxes, None, [2], *grid.arguments, 1.5)
 
 
+def test_levels_without_points(run):
+    # Also the last ones, beneath which warps without a tile would look for it.
+    grid = PointGrid.from_features([(0, 3), (5, 9), (4, 0), (2, 3), (0, 2), (0, 0)], strides=(4, 8, 12, 16, 32, 64))
+    boxes = torch.tensor([[0.0, 0, 60, 33], [9, 3, 41, 30], [20, 10, 70, 40]])
+    of = scene_of(grid, [boxes, boxes[:1] / 2], 3, torch.Generator().manual_seed(15))
+    assert (check_parity(run, "mutual_guidance_assign", *arguments_of(of, min_points=3))[0] >= 0).any()
+    check_parity(run, "fcos_assign", boxes, None, [3], *grid.arguments, 1.5)
+
+
 @pytest.mark.parametrize("center_radius", [0.0, 1.5])
 @pytest.mark.parametrize("grid", GRIDS, ids=["three levels", "five levels", "own ranges", "fine", "spaced"])
 def test_fcos(run, grid, center_radius):

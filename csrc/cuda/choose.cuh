@@ -176,10 +176,12 @@ struct TopList {
 
 // Of the objects that claim a point, the one with the largest key gets it: the highest claim, then the lowest index.
 // No key is 0.
+constexpr uint32_t kSign = 0x80000000u;  // ordered() counts from below 0, keys do not
 __device__ inline unsigned long long key_of(float claim, int32_t object) {
-  return static_cast<unsigned long long>(ordered(claim)) << 32 | ~static_cast<uint32_t>(object);
+  return static_cast<unsigned long long>(static_cast<uint32_t>(ordered(claim)) ^ kSign) << 32 |
+         ~static_cast<uint32_t>(object);
 }
-__device__ inline float claim_of(unsigned long long key) { return unordered(static_cast<uint32_t>(key >> 32)); }
+__device__ inline float claim_of(unsigned long long key) { return unordered(static_cast<int32_t>(key >> 32 ^ kSign)); }
 __device__ inline int32_t object_of(unsigned long long key) {
   return static_cast<int32_t>(~static_cast<uint32_t>(key));
 }

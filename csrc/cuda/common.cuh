@@ -99,15 +99,14 @@ struct FloatView {
   }
 
   __device__ float at(int64_t offset) const {
+    if (dtype == ScalarType::Float) return static_cast<const float*>(data)[offset];  // most are: one question
     switch (dtype) {
       case ScalarType::Half:
         return static_cast<float>(static_cast<const torch::headeronly::Half*>(data)[offset]);
       case ScalarType::BFloat16:
         return static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(data)[offset]);
-      case ScalarType::Double:
-        return static_cast<float>(static_cast<const double*>(data)[offset]);
       default:
-        return static_cast<const float*>(data)[offset];
+        return static_cast<float>(static_cast<const double*>(data)[offset]);
     }
   }
 
@@ -148,6 +147,7 @@ struct Levels {
   explicit Levels(const Grid& grid) : count(static_cast<int>(grid.levels.size())) {
     check(count <= kMaxLevels, "grid: expected at most ", kMaxLevels, " levels on CUDA, got ", count);
     for (int i = 0; i < count; ++i) level[i] = grid.levels[i];
+    while (count > 1 && level[count - 1].first_point == grid.num_points) --count;  // the last one kept has points
   }
 };
 
@@ -162,8 +162,9 @@ __device__ inline Pair split_pair(int64_t pair, int64_t num_objects) {
   return {point, static_cast<uint32_t>(pair) - point * static_cast<uint32_t>(num_objects)};
 }
 
+// All of it at once, as in touches() and is_valid(): a comparison is cheaper than a branch.
 __device__ inline bool strictly_inside(float x, float y, const Box& box) {
-  return x > box.x1 && x < box.x2 && y > box.y1 && y < box.y2;
+  return (x > box.x1) & (x < box.x2) & (y > box.y1) & (y < box.y2);
 }
 
 }  // namespace mgassign::cuda

@@ -41,7 +41,13 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
     const bool may_hold = is_valid(mine.box) && touches(place.tile, mine.box) &&
                           level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
     const int count = gather(objects[warp], mine, may_hold, lane);
-    for (int i = 0; i < count; ++i) meet_original(champion, a.levels, a.sampling, place, objects[warp][i]);
+#pragma unroll 1  // more would take the registers of other warps
+    for (int i = 0; i < count; ++i) {
+      const Object object = objects[warp][i];
+      if (place.exists && strictly_inside(place.x, place.y, object.box) &&
+          level.accepts(Distances(place, object.box).longest()) && a.sampling.is_central(place, object.box))
+        champion.meet(1.0f, object.area, object.index);  // of candidates that are worth the same, the smallest
+    }
   }
   if (!place.exists) return;
   a.original[image * a.points_per_image + place.point] = champion.index;

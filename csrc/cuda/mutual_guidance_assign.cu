@@ -28,7 +28,7 @@ struct Competition {
   float sigma;
   bool level_gate, inside, sigmoid;
   float ignore_share;
-  int warps_per_tile;
+  int log_sharing;  // 2^log_sharing warps share a tile's objects
   unsigned blocks;  // of an image
   // [B, P]
   int64_t *original, *cls, *loc;
@@ -64,26 +64,21 @@ struct BestFit {
   __device__ Champion champion() const { return {overlap.iou(), area, index}; }
 };
 
-// Classify to Localize: the amplified centerness, 0 for points outside or on a level not made for the object.
-__device__ float amplified(const Competition& c, int64_t logits_of_point, const Place& place, const Object& object) {
-  const Box& box = object.box;
-  if (!place.exists || !strictly_inside(place.x, place.y, box)) return 0.0f;
-  if (c.level_gate && !c.levels.level[place.level].accepts(longest_distance(place, box))) return 0.0f;
+// Classify to Localize: the amplified centerness.
+__device__ float amplified(const Competition& c, float centerness, int64_t logits_of_point, const Object& object) {
   float probability = 0.0f;
-  if (object.label >= 0) {
-    const float logit = c.pred_logits.at(logits_of_point + object.label * c.pred_logits.stride[2]);
+  if (object.logit >= 0) {
+    const float logit = c.pred_logits.at(logits_of_point + object.logit);
     probability = c.sigmoid ? sigmoid_f32(logit) : probability_f32(logit);
   }
-  const float ratio_x = axis_distances(place.x, box.x1, box.x2).ratio;
-  const float ratio_y = axis_distances(place.y, box.y1, box.y2).ratio;
-  return amplify(centerness_of(ratio_x, ratio_y), probability, c.sigma);
+  return amplify(centerness, probability, c.sigma);
 }
 
 // Why a point is not background where nobody is chosen for it: it lies in a region, its predicted box does.
 enum : uint8_t { kPointInRegion = 1, kBoxInRegion = 2 };
 
 // `regions` has a bit for each of them among the rows from `first` on; they are rare.
-__device__ uint8_t regions_around(const Competition& c, int64_t first, unsigned regions, const Place& place,
+__device__ uint8_t regions_around(const Competition& c, int32_t first, unsigned regions, const Place& place,
                                   const Box& predicted) {
   uint8_t found = 0;
   for (; regions; regions &= regions - 1) {
@@ -99,6 +94,7 @@ __device__ uint8_t regions_around(const Competition& c, int64_t first, unsigned 
 template <bool kInside>
 __device__ void meet_all(BestFit& best_fit, const Object* objects, int count, const Place& place, const Box& predicted,
                          float predicted_area, float doubt) {
+#pragma unroll 4  // the 2 that nvcc chooses issue 3 % more
   for (int i = 0; i < count; ++i) {
     const Object object = objects[i];
     if (kInside && !strictly_inside(place.x, place.y, object.box)) continue;
@@ -106,11 +102,10 @@ __device__ void meet_all(BestFit& best_fit, const Object* objects, int count, co
   }
 }
 
-__device__ void write_standing(const Standing& standing, int64_t at, int64_t first_row, bool exists,
-                               const Champion& champion, int lane) {
+__device__ void write_standing(const Standing& standing, int64_t at, int32_t first_row, const Champion& champion,
+                               int lane) {
   const int32_t slot = count_standing(standing.count + first_row, champion.index, lane);
-  if (!exists) return;
-  standing.owner[at] = champion.index;
+  if (champion.index < 0) return;
   standing.slot[at] = slot;
   standing.score[at] = champion.score;
 }
@@ -122,13 +117,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __shared__ Champion found[kContests][kWarps][kWarp];
   __shared__ uint8_t ignored[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int part = warp % c.warps_per_tile;
+  const int sharing = 1 << c.log_sharing, part = warp & (sharing - 1);
   // Coarse levels first, of all images: their tiles have most to do, and what starts last ends last.
   const unsigned from_end = blockIdx.z * gridDim.y + blockIdx.y;
   if (from_end >= c.blocks) return;
   const int64_t image = c.objects.first_image + blockIdx.x;
   const ObjectRows::Rows rows = c.objects.of(image);
-  const uint32_t tile = ((c.blocks - 1 - from_end) * kWarps + warp) / c.warps_per_tile;
+  const int32_t first_row = static_cast<int32_t>(rows.first);  // enough, as check_objects() has seen
+  const uint32_t tile = ((c.blocks - 1 - from_end) * kWarps + warp) >> c.log_sharing;
   const Place place = place_of(c.levels, tile, lane);
   const Level& level = c.levels.level[place.level];
 
@@ -141,49 +137,56 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const float predicted_area = area_of(predicted);
   const int64_t logits = image * c.pred_logits.stride[0] + place.point * c.pred_logits.stride[1];
 
-  float doubt = __ballot_sync(kAllLanes, predicts && is_huge(predicted_area)) ? kInfinity : kDoubt;
+  float doubt = __any_sync(kAllLanes, predicts & is_huge(predicted_area)) ? kInfinity : kDoubt;
   BestFit best_fit;
   Champion champion[kContests];
   ignored[warp][lane] = 0;
-  for (int32_t base = part * kWarp; base < rows.count; base += c.warps_per_tile * kWarp) {
-    Object mine{{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, base + lane, -1};
-    bool takes_part = false, is_region = false;
-    if (mine.index < rows.count) {
-      const int64_t row = rows.first + mine.index;
-      const int64_t label = c.gt_labels[row];
-      mine.box = object_box(c.gt_boxes, row);
-      mine.area = area_of(mine.box);
-      mine.label = label >= 0 && label < c.num_classes ? static_cast<int32_t>(label) : -1;
-      // On a GPU nobody tells labels that are no class: they take part with probability 0.
-      takes_part = takes_part_in_contests(mine.box, label);
-      is_region = label == kRegion;
-    }
-    if (const unsigned regions = __ballot_sync(kAllLanes, is_region))
-      ignored[warp][lane] |= regions_around(c, rows.first + base, regions, place, predicted);
+  for (int32_t base = part * kWarp; base < rows.count; base += sharing * kWarp) {
+    const int32_t index = base + lane;
+    const bool exists = index < rows.count;
+    const int32_t row = first_row + (exists ? index : base);  // lanes without an object read another's box
+    const int64_t label = exists ? c.gt_labels[row] : kPadding;
+    const Box box = object_box(c.gt_boxes, row);
+    // On a GPU nobody tells labels that are no class: they take part with probability 0.
+    const bool has_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(c.num_classes);
+    const Object mine{box, area_of(box), index, has_class ? label * c.pred_logits.stride[2] : -1};
+    const bool takes_part = takes_part_in_contests(box, label);
+    if (const unsigned regions = __ballot_sync(kAllLanes, label == kRegion))
+      ignored[warp][lane] |= regions_around(c, first_row + base, regions, place, predicted);
 
-    if (__ballot_sync(kAllLanes, takes_part && is_huge(mine.area))) doubt = kInfinity;
-    const bool may_overlap = takes_part && touches(bounds, mine.box);
-    const int overlapping = gather(objects[warp], mine, may_overlap, lane);
-    if (c.inside)
-      meet_all<true>(best_fit, objects[warp], overlapping, place, predicted, predicted_area, doubt);
-    else
-      meet_all<false>(best_fit, objects[warp], overlapping, place, predicted, predicted_area, doubt);
-
+    if (__any_sync(kAllLanes, takes_part & is_huge(mine.area))) doubt = kInfinity;
+    // Those that may hold points first: they may overlap predictions, too.
     const bool right_size = level.may_accept_inside(mine.box.x2 - mine.box.x1, mine.box.y2 - mine.box.y1);
-    const bool may_hold = takes_part && touches(place.tile, mine.box) && (right_size || !c.level_gate);
-    const int holding = gather(objects[warp], mine, may_hold, lane);
-    for (int i = 0; i < holding; ++i) {
+    const bool may_hold = takes_part & touches(place.tile, mine.box) & (right_size | !c.level_gate);
+    const bool may_overlap = takes_part & touches(bounds, mine.box);
+    const unsigned holding = __ballot_sync(kAllLanes, may_hold);
+    const unsigned others = __ballot_sync(kAllLanes, may_overlap) & ~holding;
+    const int num_holding = __popc(holding), count = __popc(holding | others);
+    put(objects[warp], mine, may_hold | may_overlap,
+        may_hold ? lanes_before(lane, holding) : num_holding + lanes_before(lane, others));
+    if (c.inside)
+      meet_all<true>(best_fit, objects[warp], count, place, predicted, predicted_area, doubt);
+    else
+      meet_all<false>(best_fit, objects[warp], count, place, predicted, predicted_area, doubt);
+
+    for (int i = 0; i < num_holding; ++i) {
       const Object object = objects[warp][i];
-      meet_original(champion[kOriginal], c.levels, c.sampling, place, object);
-      champion[kByClass].meet(amplified(c, logits, place, object), object.area, object.index);
+      if (!place.exists || !strictly_inside(place.x, place.y, object.box)) continue;
+      const Distances distances(place, object.box);
+      const bool on_level = level.accepts(distances.longest());
+      // The original strategy asks the same of all its candidates, so only their areas and indices compete.
+      if (on_level && c.sampling.is_central(place, object.box))
+        champion[kOriginal].meet(1.0f, object.area, object.index);
+      if (on_level || !c.level_gate)
+        champion[kByClass].meet(amplified(c, distances.centerness(), logits, object), object.area, object.index);
     }
   }
   champion[kByBox] = best_fit.champion();
-  if (c.warps_per_tile > 1) {  // the first of a tile's warps puts their findings together
+  if (sharing > 1) {  // the first of a tile's warps puts their findings together
     for (int contest = 0; contest < kContests; ++contest) found[contest][warp][lane] = champion[contest];
     __syncthreads();
     if (part) return;
-    for (int other = warp + 1; other < warp + c.warps_per_tile; ++other) {
+    for (int other = warp + 1; other < warp + sharing; ++other) {
       ignored[warp][lane] |= ignored[other][lane];
       for (int contest = 0; contest < kContests; ++contest) {
         const Champion& theirs = found[contest][other][lane];
@@ -200,19 +203,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     c.cls[at] = ignored[warp][lane] & kBoxInRegion ? kIgnored : kBackground;
     c.loc[at] = rest;
     c.iou[at] = 0.0f;
-    if (champion[kOriginal].index >= 0) atomicAdd(&c.num_original[rows.first + champion[kOriginal].index], 1);
+    c.by_box.owner[at] = champion[kByBox].index;
+    c.by_class.owner[at] = champion[kByClass].index;
+    if (champion[kOriginal].index >= 0) atomicAdd(&c.num_original[first_row + champion[kOriginal].index], 1);
   }
-  write_standing(c.by_box, at, rows.first, place.exists, champion[kByBox], lane);
-  write_standing(c.by_class, at, rows.first, place.exists, champion[kByClass], lane);
+  write_standing(c.by_box, at, first_row, champion[kByBox], lane);
+  write_standing(c.by_class, at, first_row, champion[kByClass], lane);
 }
 
 // How many warps share a tile's objects: enough to keep a large GPU busy even where objects crowd into a few
 // tiles, none idle for lack of objects.
-int warps_per_tile(int64_t tiles, int64_t objects_per_image) {
+int log_sharing(int64_t tiles, int64_t objects_per_image) {
   constexpr int64_t kEnoughWarps = 16384;
-  int warps = 1;
-  while (warps < kWarps && tiles * warps < kEnoughWarps && warps * kWarp < objects_per_image) warps *= 2;
-  return warps;
+  int log = 0;
+  while (1 << log < kWarps && tiles << log < kEnoughWarps && kWarp << log < objects_per_image) ++log;
+  return log;
 }
 
 }  // namespace
@@ -232,7 +237,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
   check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
-  check(pred_logits.size(2) <= std::numeric_limits<int32_t>::max(), "pred_logits: expected fewer than 2^31 classes");
 
   const Queue queue(gt_boxes);
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
@@ -268,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                           inside,
                           activation == 1,
                           static_cast<float>(ignore_share),
-                          warps_per_tile(num_images * tiles_of(grid), num_objects / num_images),
+                          log_sharing(num_images * tiles_of(grid), num_objects / num_images),
                           0,
                           original.mutable_data_ptr<int64_t>(),
                           cls.mutable_data_ptr<int64_t>(),
@@ -278,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                           {owners + all_points, slots + all_points, scores + all_points, num_standing + num_objects},
                           num_original};
   constexpr unsigned kMostRows = 65535;  // of a grid
-  competition.blocks = blocks_for(tiles_of(grid) * competition.warps_per_tile, kWarps);
+  competition.blocks = blocks_for(tiles_of(grid) << competition.log_sharing, kWarps);
   const unsigned grid_rows = std::min(competition.blocks, kMostRows);
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     competition.objects = rows;

@@ -50,9 +50,15 @@ __device__ int32_t sum_of_lanes_below(int32_t value, int lane) {
   return sum - value;
 }
 
+// The points of an object, together.
+struct alignas(16) Segment {
+  int32_t* points;
+  int32_t count;
+};
+
 // The objects of a block and the points that stand for them.
 struct alignas(16) Group {
-  int2 segment[kObjects];         // where each object's points begin, and how many they are
+  Segment segment[kObjects];
   int32_t runs_before[kObjects];  // a run is up to 32 points of a large segment, a warp's work
   // The k-th best is one of the keys from `low` on, of a range 2^width wide: so many of the segment are inside it, and
   // so many of these are kept, with all above it.
@@ -63,28 +69,26 @@ struct alignas(16) Group {
   int32_t digits[kObjects]
                 [kDigits];  // how many of those inside have this digit; in the end they themselves: see list()
 
-  __device__ bool is_large(int object) const { return segment[object].y > kFew; }
+  __device__ bool is_large(int object) const { return segment[object].count > kFew; }
   __device__ bool is_open(int object) const { return kept[object] < inside[object]; }
   __device__ uint64_t* list(int object) { return reinterpret_cast<uint64_t*>(digits[object]); }
 };
 static_assert(kFew * sizeof(uint64_t) <= kDigits * sizeof(int32_t));
 
-// The points of an image, each object's together, from where their scores are.
-struct Segments {
-  int32_t* points;
-  const float* scores;
+// The scores of an image's points.
+struct Scores {
+  const float* of_points;
   uint32_t num_points;
 
   // 0 where there is no point.
-  __device__ uint64_t key_at(int32_t i) const {
-    const uint32_t point = points[i];
-    return point < num_points ? rank_key(scores[point], point) : 0;
+  __device__ uint64_t key_of(uint32_t point) const {
+    return point < num_points ? rank_key(of_points[point], point) : 0;
   }
 };
 
 // Calls each(object, key) for the points of all large segments that are asked for, an object at a time.
 template <typename Asked, typename Each>
-__device__ void for_each_point(const Group& group, int32_t num_runs, const Segments& segments, const Asked& asked,
+__device__ void for_each_point(const Group& group, int32_t num_runs, const Scores& scores, const Asked& asked,
                                const Each& each) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int32_t run = warp; run < num_runs; run += kWarps) {
@@ -92,8 +96,8 @@ __device__ void for_each_point(const Group& group, int32_t num_runs, const Segme
     const int object = __popc(__ballot_sync(kAllLanes, group.runs_before[lane] <= run)) - 1;
     if (!asked(object)) continue;
     const int32_t i = (run - group.runs_before[object]) * kWarp + lane;
-    const int2 segment = group.segment[object];
-    if (i < segment.y) each(object, segments.key_at(segment.x + i));
+    const Segment segment = group.segment[object];
+    if (i < segment.count) each(object, scores.key_of(segment.points[i]));
   }
 }
 
@@ -185,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
   const bool aligned = (reinterpret_cast<uintptr_t>(owner) | reinterpret_cast<uintptr_t>(slot)) % sizeof(int4) == 0;
   const int size = s.objects_per_block;
   const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
-  const Segments segments{s.segments[task] + first_point, s.standing[task].score + first_point, num_points};
+  const Scores scores{s.standing[task].score + first_point, num_points};
 
   // Row by row, whatever the offsets of images say: untrue ones leave none out.
   if (s.allowed && task == 0 && s.objects.first_image == 0) {
@@ -209,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
       const int64_t quota = count > 0 ? quota_of(s, rows.first + mine) : 0;
       const int32_t k = static_cast<int32_t>(quota < count ? (quota > 0 ? quota : 0) : count);
       const int32_t runs = count > kFew && k > 0 ? (count + kWarp - 1) / kWarp : 0;
-      group.segment[lane] = make_int2(static_cast<int32_t>(begin), count);
+      group.segment[lane] = {s.segments[task] + first_point + begin, count};
       group.runs_before[lane] = sum_of_lanes_below(runs, lane);
       if (lane == kWarp - 1) num_runs = group.runs_before[lane] + runs;
       group.low[lane] = k < count ? kUsualLow : 0;
@@ -223,15 +227,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
     // What no point takes holds none.
     if (s.objects.offsets) {
       for (int object = warp; object < size; object += kWarps)
-        for (int32_t i = lane; i < group.segment[object].y; i += kWarp)
-          segments.points[group.segment[object].x + i] = -1;
+        for (int32_t i = lane; i < group.segment[object].count; i += kWarp) group.segment[object].points[i] = -1;
       __syncthreads();
     }
     const auto member_of = [&](int32_t object) { return static_cast<uint32_t>(object - static_cast<int32_t>(first)); };
     const auto put = [&](uint32_t member, int32_t slot, uint32_t point) {
       if (member >= static_cast<uint32_t>(size)) return;
-      const int2 segment = group.segment[member];
-      if (slot < segment.y) segments.points[segment.x + slot] = static_cast<int32_t>(point);
+      const Segment segment = group.segment[member];
+      if (slot < segment.count) segment.points[slot] = static_cast<int32_t>(point);
     };
     const uint32_t in_fours = aligned ? num_points / kAtOnce * kAtOnce : 0;
     for (uint32_t j = kAtOnce * threadIdx.x; j < in_fours; j += kAtOnce * kThreads) {
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
 
     // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept.
     const auto narrows = [&](int object) {
-      return group.is_large(object) && group.is_open(object) && group.inside[object] > kFew && group.kept[object] > 0;
+      return group.is_open(object) & (group.inside[object] > kFew) & (group.kept[object] > 0);
     };
     while (__ballot_sync(kAllLanes, narrows(lane)) != 0) {
       for (int object = warp; object < size; object += kWarps) {
@@ -259,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
         for (int i = lane; i < kDigits / 4; i += kWarp) digits[i] = make_int4(0, 0, 0, 0);
       }
       __syncthreads();
-      for_each_point(group, num_runs, segments, narrows, [&](int object, uint64_t key) {
+      for_each_point(group, num_runs, scores, narrows, [&](int object, uint64_t key) {
         if (key < group.low[object]) return;
         const uint64_t digit = (key - group.low[object]) >> shift_of(group.width[object]);
         if (digit < kDigits)
@@ -279,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
       if (task == 0 && s.iou) s.iou[at] = score_of(key);
     };
     for_each_point(
-        group, num_runs, segments, [](int) { return true; },
+        group, num_runs, scores, [](int) { return true; },
         [&](int object, uint64_t key) {
           if (key < group.low[object] || key == 0) return;
           if (!group.is_open(object) || (key - group.low[object]) >> group.width[object] != 0)
@@ -290,10 +293,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
     __syncthreads();
     for (int object = warp; object < size; object += kWarps) {
       const bool large = group.is_large(object);
-      const int32_t count = large ? group.listed[object] : group.segment[object].y, k = group.kept[object];
+      const int32_t count = large ? group.listed[object] : group.segment[object].count, k = group.kept[object];
       if (count == 0 || k == 0) continue;
       const auto key_at = [&](int32_t i) {
-        return i >= count ? 0 : large ? group.list(object)[i] : segments.key_at(group.segment[object].x + i);
+        return i >= count ? 0 : large ? group.list(object)[i] : scores.key_of(group.segment[object].points[i]);
       };
       const auto keep_own = [&](uint64_t key) { keep(object, key); };
       if (count <= kWarp)

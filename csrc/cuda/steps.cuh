@@ -8,12 +8,12 @@
 
 namespace mgassign::cuda {
 
-// Order-preserving, so that the least and largest of floats are those of integers.
-__device__ inline uint32_t ordered(float value) {
-  const uint32_t bits = bits_of(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+// Order-preserving, so that the least and largest of floats are those of integers: bits of negative numbers count down.
+__device__ inline int32_t ordered(float value) {
+  const int32_t bits = static_cast<int32_t>(bits_of(value));
+  return bits ^ (bits >> 31 & 0x7fffffff);
 }
-__device__ inline float unordered(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+__device__ inline float unordered(int32_t key) { return float_of(key ^ (key >> 31 & 0x7fffffff)); }
 
 // Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -22,12 +22,13 @@ __device__ inline float smallest_of_warp(float value) {
     value = smaller_number(value, __shfl_xor_sync(kAllLanes, value, step));
   return value;
 }
+__device__ inline float largest_of_warp(float value) { return -smallest_of_warp(-value); }
 #else
 __device__ inline float smallest_of_warp(float value) {
   return unordered(__reduce_min_sync(kAllLanes, ordered(value)));
 }
+__device__ inline float largest_of_warp(float value) { return unordered(__reduce_max_sync(kAllLanes, ordered(value))); }
 #endif
-__device__ inline float largest_of_warp(float value) { return -smallest_of_warp(-value); }
 
 // The bits that any lane has.
 __device__ inline uint32_t any_bits_of_warp(uint32_t bits) {
@@ -167,17 +168,18 @@ struct Place {
   int level;
   int32_t point;  // of the image
   float x, y;
-  Box tile;  // from the first point to the last; none overlap it where there is no tile
+  Box tile;  // from the first point to the last
 };
 
+// A tile beyond the last lies below the last level's points: it has none.
 __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) {
-  for (int i = 0; i < levels.count; ++i) {
+  for (int i = 0;; ++i) {
     const Level& level = levels.level[i];
     // 32 bits are enough for every index within an image, and divide many times faster.
     const uint32_t height = static_cast<uint32_t>(level.height), width = static_cast<uint32_t>(level.width);
     const uint32_t across = (width + kTileColumns - 1) / kTileColumns;
     const uint32_t here = across * ((height + kTileRows - 1) / kTileRows);
-    if (tile >= here) {
+    if (tile >= here && i + 1 < levels.count) {
       tile -= here;
       continue;
     }
@@ -185,7 +187,7 @@ __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) 
     const uint32_t row = first_row + lane / kTileColumns, column = first_column + lane % kTileColumns;
     const uint32_t last_row = (first_row + kTileRows < height ? first_row + kTileRows : height) - 1;
     const uint32_t last_column = (first_column + kTileColumns < width ? first_column + kTileColumns : width) - 1;
-    return {row <= last_row && column <= last_column,
+    return {row < height && column < width,
             i,
             static_cast<int32_t>(level.first_point + row * width + column),
             level.x.coordinate(column),
@@ -193,11 +195,10 @@ __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) 
             {level.x.coordinate(first_column), level.y.coordinate(first_row), level.x.coordinate(last_column),
              level.y.coordinate(last_row)}};
   }
-  return {false, 0, 0, 0.0f, 0.0f, {kInfinity, kInfinity, -kInfinity, -kInfinity}};
 }
 
 __device__ inline bool touches(const Box& a, const Box& b) {
-  return a.x1 < b.x2 && a.x2 > b.x1 && a.y1 < b.y2 && a.y2 > b.y1;
+  return (a.x1 < b.x2) & (a.x2 > b.x1) & (a.y1 < b.y2) & (a.y2 > b.y1);
 }
 
 // An object on its way through a warp: each lane reads one and puts it into shared memory, from where all lanes take
@@ -206,7 +207,7 @@ struct alignas(16) Object {
   Box box;
   float area;
   int32_t index;  // within its image
-  int32_t label;  // -1 where there is no such class
+  int64_t logit;  // where its class's logit is, seen from a point's first; -1 where there is no such class
 };
 
 // Four reads, not one of 16 bytes: a view into a larger buffer need not be aligned to that.
@@ -215,12 +216,20 @@ __device__ inline Box object_box(const float* gt_boxes, int64_t row) {
   return {at[0], at[1], at[2], at[3]};
 }
 
-// Puts the objects of the lanes that say so into shared memory, one after the other; how many. All lanes call it.
+// How many of these lanes come before one.
+__device__ inline int lanes_before(int lane, unsigned lanes) { return __popc(lanes & ((1u << lane) - 1)); }
+
+// Puts the objects of the lanes that say so into shared memory, each in its place. All lanes call it.
+__device__ inline void put(Object* gathered, const Object& mine, bool joins, int place) {
+  __syncwarp();  // no lane still looks at the ones before
+  if (joins) gathered[place] = mine;
+  __syncwarp();
+}
+
+// Puts them one after the other; how many.
 __device__ inline int gather(Object* gathered, const Object& mine, bool joins, int lane) {
   const unsigned joining = __ballot_sync(kAllLanes, joins);
-  __syncwarp();  // no lane still looks at the ones before
-  if (joins) gathered[__popc(joining & ((1u << lane) - 1))] = mine;
-  __syncwarp();
+  put(gathered, mine, joins, lanes_before(lane, joining));
   return __popc(joining);
 }
 
@@ -249,35 +258,31 @@ struct CenterSampling {
     for (size_t i = 0; i < grid.levels.size(); ++i)
       reach[i] = static_cast<float>(center_radius * grid.levels[i].stride);
   }
+
+  // Whether a point inside a box lies in its central box, too.
+  __device__ bool is_central(const Place& place, const Box& box) const {
+    if (!on) return true;
+    const float cx = (box.x1 + box.x2) * 0.5f, cy = (box.y1 + box.y2) * 0.5f, half = reach[place.level];
+    return strictly_inside(place.x, place.y, {cx - half, cy - half, cx + half, cy + half});
+  }
 };
 
-// max(l, t, r, b)
-__device__ inline float longest_distance(const Place& place, const Box& box) {
-  return larger(axis_distances(place.x, box.x1, box.x2).longest, axis_distances(place.y, box.y1, box.y2).longest);
-}
+// How far the sides of a box are from a point inside.
+struct Distances {
+  AxisDistances x, y;
 
-// FCOS's own strategy asks the same of all its candidates, so only their areas and indices compete.
-__device__ inline void meet_original(Champion& champion, const Levels& levels, const CenterSampling& sampling,
-                                     const Place& place, const Object& object) {
-  const Box& box = object.box;
-  Box central = box;
-  if (sampling.on) {
-    const float cx = (box.x1 + box.x2) * 0.5f, cy = (box.y1 + box.y2) * 0.5f;
-    const float reach = sampling.reach[place.level];
-    central = {larger(cx - reach, box.x1), larger(cy - reach, box.y1), smaller(cx + reach, box.x2),
-               smaller(cy + reach, box.y2)};
-  }
-  if (place.exists && strictly_inside(place.x, place.y, central) &&
-      levels.level[place.level].accepts(longest_distance(place, box)))
-    champion.meet(1.0f, object.area, object.index);
-}
+  __device__ Distances(const Place& place, const Box& box)
+      : x(axis_distances(place.x, box.x1, box.x2)), y(axis_distances(place.y, box.y1, box.y2)) {}
+  __device__ float longest() const { return larger(x.longest, y.longest); }  // max(l, t, r, b)
+  __device__ float centerness() const { return centerness_of(x.ratio, y.ratio); }
+};
 
 __device__ inline bool takes_part_in_contests(const Box& box, int64_t label) {
-  return is_valid(box) && label != kPadding && label != kRegion;
+  return is_valid(box) & (label != kPadding) & (label != kRegion);
 }
 
-// Every point of a batch and the object it stands for, -1 for none, as which of the object's points; [B, P] each, rows
-// counted per object [N].
+// Every point of a batch and the object it stands for, -1 for none; of those that stand for one: as which of the
+// object's points, its score. [B, P] each, rows counted per object [N].
 struct Standing {
   int32_t *owner, *slot;
   float* score;
@@ -286,11 +291,13 @@ struct Standing {
 
 // Lanes of the same owner count themselves together; as which of the owner's points each is counted. All lanes call it.
 __device__ inline int32_t count_standing(int32_t* count, int32_t owner, int lane) {
-  const unsigned alike = __match_any_sync(kAllLanes, owner);
+  const unsigned owned = __ballot_sync(kAllLanes, owner >= 0);
+  if (owner < 0) return -1;
+  const unsigned alike = __match_any_sync(owned, owner);
   const int leader = __ffs(alike) - 1;
   int32_t before = 0;
-  if (owner >= 0 && lane == leader) before = atomicAdd(&count[owner], __popc(alike));
-  return __shfl_sync(kAllLanes, before, leader) + __popc(alike & ((1u << lane) - 1));
+  if (lane == leader) before = atomicAdd(&count[owner], __popc(alike));
+  return __shfl_sync(owned, before, leader) + lanes_before(lane, alike);
 }
 
 // Selection: each object keeps its best points. `chosen` holds negative numbers and gets the objects' indices.

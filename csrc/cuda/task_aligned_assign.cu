@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const _
 __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __grid_constant__ Task t) {
   __shared__ Window window;
   __shared__ TopList list;
-  __shared__ uint32_t best_score, best_overlap;  // ordered()
+  __shared__ int32_t best_score, best_overlap;  // ordered()
   const ChooseTask::ObjectOfBlock block = t.object_of_block();
   if (block.image < 0) return;
   const Objective own(t, block.image, block.rows.first, block.index());

@@ -13,8 +13,8 @@ struct Box {
 
 // A box that takes part: finite and of positive width and height.
 MGASSIGN_HD bool is_valid(const Box& box) {
-  return is_finite(box.x1) && is_finite(box.y1) && is_finite(box.x2) && is_finite(box.y2) && box.x2 > box.x1 &&
-         box.y2 > box.y1;
+  return (-kInfinity < box.x1) & (box.x1 < box.x2) & (box.x2 < kInfinity) & (-kInfinity < box.y1) & (box.y1 < box.y2) &
+         (box.y2 < kInfinity);
 }
 
 MGASSIGN_HD float area_of(const Box& box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }

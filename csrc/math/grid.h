@@ -23,7 +23,7 @@ struct Level {
   Axis y, x;
   float lo, hi;  // range of max(l, t, r, b) this level is made for, both ends inclusive
 
-  MGASSIGN_HD bool accepts(float longest) const { return lo <= longest && longest <= hi; }
+  MGASSIGN_HD bool accepts(float longest) const { return (lo <= longest) & (longest <= hi); }
 
   // Of a point of this level, numbered within the image.
   MGASSIGN_HD Location location_of(int64_t point) const {
@@ -35,7 +35,7 @@ struct Level {
   // longer side and the whole of it, and rounding does not change the order of the two.
   MGASSIGN_HD bool may_accept_inside(float width_of_box, float height_of_box) const {
     const float longer_side = larger(width_of_box, height_of_box);
-    return lo <= longer_side && longer_side * 0.5f <= hi;
+    return (lo <= longer_side) & (longer_side * 0.5f <= hi);
   }
 };
 
