@@ -40,20 +40,6 @@ case "${MGASSIGN_CUDA:-auto} $libraries" in
   *) others+=" libraries for CPU and CUDA: $libraries" ;;
 esac
 [[ -z "$others" ]] || { echo "$wheel: expected the package and its libraries alone, got $others" >&2; exit 1; }
-# What is not in it, the driver makes from PTX: as ptxas does here, without a spill.
-for library in "$work"/unpacked/mgassign/_C_cuda*; do
-  [[ -e "$library" ]] || continue
-  cuda="${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc)")")}/bin"
-  mkdir -p "$work/ptx"
-  (cd "$work/ptx" && "$cuda/cuobjdump" -xptx all "$library" > /dev/null)
-  for ptx in "$work"/ptx/*.ptx; do
-    for architecture in 86 89 100 120; do
-      "$cuda/ptxas" -arch="sm_$architecture" --warn-on-spills --warn-on-local-memory-usage --warning-as-error \
-        -o "$work/made" "$ptx" || { echo "$library: its PTX spills on $architecture" >&2; exit 1; }
-    done
-  done
-  echo "$library: PTX of $(ls "$work/ptx" | wc -l) files serves 8.6, 8.9, 10.0 and 12.0 without a spill"
-done
 [[ "$wheel" == *-py3-none-* ]] || { echo "$wheel: expected a wheel for every Python" >&2; exit 1; }
 size="$(wc -c < "$wheel")"
 echo "$wheel: $size bytes"

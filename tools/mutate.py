@@ -27,7 +27,9 @@ import torchvision  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 WORK, TORCH = ROOT / "build/mutation", Path(torch.__file__).parent
-TESTS = split("errors operators building_blocks fcos_assign mutual_guidance_assign anchors task_aligned atss dynamic_k properties")
+TESTS = split(
+    "errors operators building_blocks fcos_assign mutual_guidance_assign anchors task_aligned atss dynamic_k properties"
+)
 PYTEST = split("-x -q --quick -p no:cacheprovider -m 'not slow and not ptx' -k 'not (compile or export or memory)'")
 SECONDS = 300  # for the tests of one change: an endless loop ends so
 CXX = split("g++ -std=c++17 -fPIC -ffp-contract=off -fno-math-errno -fno-trapping-math -DNDEBUG -w")
