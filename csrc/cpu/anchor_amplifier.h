@@ -97,8 +97,8 @@ struct Amplification {
   int64_t place_of_logit(int64_t anchor, int64_t label) const {
     return first_logit + anchor * logits.stride[1] + label * logits.stride[2];
   }
-  // Whether who has this score may have the anchor: roundings may leave it below the overlap. From 1 on the anchor's best
-  // overlap is not known, since it was forced.
+  // Whether who has this score may have the anchor: roundings may leave it below the overlap. From 1 on the anchor's
+  // best overlap is not known, since it was forced.
   bool may_win(int64_t anchor, float score) const {
     return score >= 0.999f * best_overlap[anchor] || best_overlap[anchor] >= 1.0f;
   }
