@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+
+from test_packaging import python
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build/site"
@@ -59,7 +59,7 @@ def test_commands_exist(document):
         if words[0] == "make":
             assert words[1] in targets, command
         elif words[:3] == ["python", "-m", "mgassign"]:
-            subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+            python(*words[1:], check=True)
         elif words[0] == "python":
             assert (ROOT / words[1]).exists(), command
         else:

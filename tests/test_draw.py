@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -16,6 +13,7 @@ from matplotlib.colors import to_hex
 
 from mgassign import draw
 from scenes import scene
+from test_packaging import python
 
 GRID = PointGrid.for_image((64, 96), strides=(8, 16))
 
@@ -136,11 +134,10 @@ def test_errors(error, told, arguments):
 
 def test_what_few_need_is_imported_by_the_first_call_alone():
     code = "import sys, mgassign.draw; sys.exit(any(m in sys.modules for m in ('matplotlib', 'mgassign.reference', 'torch._dynamo')))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert python("-c", code).returncode == 0
 
 
 def test_without_matplotlib_it_says_what_to_install():
     code = "import sys; sys.modules['matplotlib.figure'] = None\nimport torch; from mgassign import PointGrid, draw\n"
     code += "draw.assignment(torch.full((1, 1), -1), PointGrid.for_image((8, 8), (8,)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'ImportError: mgassign.draw needs matplotlib: pip install "mgassign[draw]"' in done.stderr
+    assert 'ImportError: mgassign.draw needs matplotlib: pip install "mgassign[draw]"' in python("-c", code).stderr

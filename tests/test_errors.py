@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +20,7 @@ from mgassign import (
     task_aligned_assign,
     topk_per_object,
 )
+from test_packaging import python
 
 try:
     from torchvision.tv_tensors import BoundingBoxes
@@ -305,7 +304,7 @@ refuses(160 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones
 refuses(230 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones(1)))
 mutual_guidance_assign(grid, boxes, logits, *objects)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python("-c", code, check=True)
 
 
 def test_sizes_without_content_return_at_once():
