@@ -85,7 +85,10 @@ def test_every_operator_has_its_kernels(name):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mgassign::{name}", key), key
 
 
-@pytest.mark.skipif(os.environ.get("MGASSIGN_CUDA") != "1", reason="CUDA kernels are not asked for: MGASSIGN_CUDA=1")
+@pytest.mark.skipif(
+    os.environ.get("MGASSIGN_CUDA") != "1" or torch.version.cuda is None,
+    reason="CUDA kernels are not asked for (MGASSIGN_CUDA=1), or not of this torch",
+)
 def test_cuda_kernels_are_there_when_asked_for():
     assert _library.cuda_library is not None, _library.no_cuda_reason
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
