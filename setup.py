@@ -87,7 +87,8 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden,-Os", "-Xptxas=-v"]
 if torch.version.cuda and int(torch.version.cuda.split(".")[0]) >= 13:
     NVCC_FLAGS.append("--compress-mode=size")  # older compilers do not know it
-if os.environ.get("MGASSIGN_STRICT") == "1":
+STRICT = os.environ.get("MGASSIGN_STRICT") == "1"
+if STRICT:
     CXX_FLAGS.append("-Werror")
     NVCC_FLAGS.append("-Werror=all-warnings")
     NVCC_FLAGS.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
@@ -113,8 +114,7 @@ def choose_architectures() -> str:
         too_old = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"
         return f"{too_old}, and the kernels need {oldest} or newer" if capability < OLDEST_ARCHITECTURE else ""
     # From the PTX of two generations, of which the second serves all later ones: making PTX takes most of the time.
-    strict = os.environ.get("MGASSIGN_STRICT") == "1"
-    for architecture in CUDA_ARCHITECTURES + OTHER_ARCHITECTURES * strict:
+    for architecture in CUDA_ARCHITECTURES + OTHER_ARCHITECTURES * STRICT:
         number = architecture.replace(".", "")
         NVCC_FLAGS.append(f"-gencode=arch=compute_{'75' if number == '75' else '80'},code=sm_{number}")
     NVCC_FLAGS.append("-gencode=arch=compute_80,code=compute_80")

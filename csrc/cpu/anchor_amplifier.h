@@ -11,13 +11,7 @@
 
 namespace mgassign::cpu {
 
-// Whom each point stands for and by what score; of one image or of all.
-struct Standing {
-  int64_t* owner;
-  float* score;
-
-  Standing from(int64_t point) const { return {owner + point, score + point}; }
-};
+constexpr float kLeast = std::numeric_limits<float>::denorm_min();  // above 0
 
 // An overlap so small that nothing beneath it is amplified to `score`; with room for roundings.
 MGASSIGN_INLINE float least_overlap(float score, float sigma) {

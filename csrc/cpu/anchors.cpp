@@ -21,14 +21,21 @@ constexpr float kRoom = 0.999f;  // for roundings
 // Where overlaps are subnormal, roundings are as large as they are: then there is no bound.
 MGASSIGN_INLINE float without_tiny(float overlap) { return chosen(overlap > 1e-30f, overlap, 0.0f); }
 
+// The sides of what boxes of an extent may have in common with an object; not above 0 where there is nothing.
+struct Common {
+  float width, height;
+};
+
+MGASSIGN_INLINE Common common_with(const Extent& extent, const Objects& objects, int64_t k) {
+  return {smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]),
+          smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k])};
+}
+
 // What overlaps of boxes of this extent with each object that touches it cannot exceed; infinity where they may be the
 // highest known, or more.
 MGASSIGN_VECTOR void bound_overlaps(const Extent& extent, const Objects& objects, const float* known, float* bound) {
   for (int64_t k = 0; k < objects.count; ++k) {
-    const float width =
-        smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
-    const float height =
-        smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
+    const auto [width, height] = common_with(extent, objects, k);
     const float common = smaller(width * height, extent.most_area);
     const float highest = common / larger(objects.area[k], extent.least_area) * (1.0f / kRoom);
     bound[k] = chosen(highest >= without_tiny(known[k]), kInfinity, highest);
@@ -132,10 +139,7 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
 MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed,
                                      int32_t* found) {
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
-    const float width =
-        smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]);
-    const float height =
-        smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k]);
+    const auto [width, height] = common_with(extent, objects, k);
     const float share = without_tiny(needed[k]) * kRoom, least = share * objects.area[k];
     return (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
            (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);

@@ -9,8 +9,6 @@
 
 namespace mgassign::cpu {
 
-constexpr float kLeast = std::numeric_limits<float>::denorm_min();  // above 0
-
 constexpr int64_t kTilesOfBlock = 8;
 constexpr int64_t kBlockPoints = kTilesOfBlock * kTilePoints;
 

@@ -34,14 +34,7 @@ MGASSIGN_VECTOR Box around(const Sides& sides, int64_t first) {
     right[i] = chosen(any, sides.x2[first + i], kNowhere.x2);
     bottom[i] = chosen(any, sides.y2[first + i], kNowhere.y2);
   }
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      left[i] = smaller(left[i], left[i + half]);
-      top[i] = smaller(top[i], top[i + half]);
-      right[i] = larger(right[i], right[i + half]);
-      bottom[i] = larger(bottom[i], bottom[i + half]);
-    }
-  return {left[0], top[0], right[0], bottom[0]};
+  return box_around(left, top, right, bottom);
 }
 
 }  // namespace

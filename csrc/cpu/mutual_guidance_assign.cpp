@@ -79,12 +79,6 @@ struct Workspace {
         amplifier(sigma, activation, level_gate, widest_level) {}
 };
 
-// Whom each point stands for and how well it fits: owner and score of one image.
-struct Standing {
-  int64_t* owner;
-  float* score;
-};
-
 void localize_to_classify(const Strip& strip, const Objects& objects, const FloatView<3>& boxes, int64_t image,
                           bool inside, Workspace& workspace, Standing standing) {
   const Level& level = *strip.level;
@@ -187,9 +181,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const std::unique_ptr<float[]> amplified = new_values<float>(num_images * num_points);
   const Standing standings[2] = {{cls.mutable_data_ptr<int64_t>(), iou.mutable_data_ptr<float>()},
                                  {loc.mutable_data_ptr<int64_t>(), amplified.get()}};
-  const auto in_image = [&](const Standing& standing, int64_t image) {
-    return Standing{standing.owner + image * num_points, standing.score + image * num_points};
-  };
 
   // Pass 1: the original strategy.
   const int64_t work = num_images * num_points;
@@ -216,12 +207,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / num_strips;
     localize_to_classify(strips[unit % num_strips], batch.ranked(image), boxes, image, inside, workspaces[slot],
-                         in_image(standings[0], image));
+                         standings[0].from(image * num_points));
   });
   for_each_unit(num_images * num_bands, threads, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / num_bands;
     classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, image, labels + batch.first(image),
-                         workspaces[slot], in_image(standings[1], image));
+                         workspaces[slot], standings[1].from(image * num_points));
   });
 
   // Pass 3: selection, and what is left over.
@@ -230,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   auto selectors = scratch_for<TopPointSelector>(selectors_needed, num_points, batch.largest_image());
   for_each_unit(2 * num_images, selectors_needed, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / 2, task = unit % 2;
-    const auto [owner, score] = in_image(standings[task], image);
+    const auto [owner, score] = standings[task].from(image * num_points);
     selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
     batch.for_each_region(image, [&, owner = owner](const Box& region) {
       if (task == 1) return ignore_points_inside(grid, region, owner);

@@ -26,7 +26,6 @@ struct Objects {
   int64_t count;
 
   Object operator[](int64_t k) const { return {{x1[k], y1[k], x2[k], y2[k]}, area[k], index[k]}; }
-  Objects from(int64_t k) const { return {x1 + k, y1 + k, x2 + k, y2 + k, area + k, index + k, count - k}; }
 };
 
 // Touches nothing.
@@ -69,6 +68,19 @@ class ObjectArrays {
 // Finds the objects that touch the bounds, in their order: writes their places to found, which has room for all of them
 // and one more; how many.
 int64_t touching(const Box& bounds, const Objects& objects, int32_t* found);
+
+// The box around those of so many lanes, whose sides are lost.
+template <int kCount>
+MGASSIGN_INLINE Box box_around(float (&x1)[kCount], float (&y1)[kCount], float (&x2)[kCount], float (&y2)[kCount]) {
+  for (int half = kCount / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) {
+      x1[i] = smaller(x1[i], x1[i + half]);
+      y1[i] = smaller(y1[i], y1[i + half]);
+      x2[i] = larger(x2[i], x2[i + half]);
+      y2[i] = larger(y2[i], y2[i + half]);
+    }
+  return {x1[0], y1[0], x2[0], y2[0]};
+}
 
 // Finds those of `count` that is_hit(k): a block's answers first, by vector code, then a loop without a branch, which
 // would be mispredicted too often. It is asked for up to kLanes more, whose answers do not matter. `found` has room for
@@ -144,6 +156,14 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
 
 // Of the points without an object, those strictly inside a region are to be ignored.
 void ignore_points_inside(const Grid& grid, const Box& region, int64_t* owner);
+
+// Whom each point stands for and by what score; of one image or of all.
+struct Standing {
+  int64_t* owner;
+  float* score;
+
+  Standing from(int64_t point) const { return {owner + point, score + point}; }
+};
 
 // For each object, keeps its k best points among those standing for it; the others' owner becomes -1, their score 0.
 // Holds the scratch space for one image at a time.

@@ -26,14 +26,10 @@ MGASSIGN_VECTOR void prepare_tile(BoxTile& tile, int count) {
   }
   for (int half = kTilePoints / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) {
-      left[i] = smaller(left[i], left[i + half]);
-      top[i] = smaller(top[i], top[i + half]);
-      right[i] = larger(right[i], right[i + half]);
-      bottom[i] = larger(bottom[i], bottom[i + half]);
       least[i] = smaller(least[i], least[i + half]);
       most[i] = larger(most[i], most[i + half]);
     }
-  tile.extent = {{left[0], top[0], right[0], bottom[0]}, least[0], most[0]};
+  tile.extent = {box_around(left, top, right, bottom), least[0], most[0]};
 }
 
 }  // namespace
