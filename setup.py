@@ -83,8 +83,8 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",
 ]
 # Kernels are optimized for speed whatever is said; what is left, checks and launches, for size. ptxas tells registers and
-# shared memory of each kernel.
-NVCC_FLAGS = ["-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden,-Os", "-Xptxas=-v"]
+# shared memory of each kernel. Architectures are made side by side.
+NVCC_FLAGS = ["-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden,-Os", "-Xptxas=-v", "--threads=0"]
 if torch.version.cuda and int(torch.version.cuda.split(".")[0]) >= 13:
     NVCC_FLAGS.append("--compress-mode=size")  # older compilers do not know it
 STRICT = os.environ.get("MGASSIGN_STRICT") == "1"
@@ -145,7 +145,7 @@ def cuda_sources() -> list[str]:
         print(f"mgassign: building without CUDA ({'MGASSIGN_CUDA=0' if wish == '0' else '; '.join(missing)})")
         return []
     print(f"mgassign: building with CUDA {torch.version.cuda}, toolkit in {cuda_toolkit}")
-    return sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+    return ["csrc/kernels.cu"]
 
 
 def extensions() -> list[CppExtension]:

@@ -3,9 +3,7 @@
 // One launch, a thread for each pair, pairs in the order of the result.
 #include "steps.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::amplified_centerness {
 
 constexpr int kThreads = 256;
 
@@ -41,8 +39,6 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
   p.amplified[pair] = score;
 }
 
-}  // namespace
-
 Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, MGASSIGN_GRID_PARAMETERS, double sigma,
                                  bool level_gate) {
   const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
@@ -57,6 +53,6 @@ Tensor amplified_centerness_cuda(const Tensor& gt_boxes, const Tensor& probs, MG
   return result;
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("amplified_centerness", TORCH_BOX(&amplified_centerness_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("amplified_centerness", TORCH_BOX(&mgassign::cuda::amplified_centerness_cuda)); }
+}  // namespace mgassign::cuda::amplified_centerness

@@ -11,9 +11,7 @@
 //   7. an object a thread: the true overlap of the prediction that was forced.
 #include "anchors.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::anchor_mutual_guidance_assign {
 
 enum Contest : int { kByBox, kByClass, kByAnchor, kContests };
 
@@ -168,8 +166,6 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_restore_kernel(const __
   if (g.cls[at] == mine) g.iou[at] = score_of_key(best);
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign_cuda(
     const Tensor& anchors, const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes,
     const Tensor& gt_labels, MGASSIGN_OBJECTS_PARAMETERS, std::optional<Tensor> wanted, double sigma, double positive,
@@ -272,8 +268,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   return {cls, loc, original, counts, iou};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("anchor_mutual_guidance_assign", TORCH_BOX(&anchor_mutual_guidance_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) {
-  m.impl("anchor_mutual_guidance_assign", TORCH_BOX(&mgassign::cuda::anchor_mutual_guidance_assign_cuda));
-}
+}  // namespace mgassign::cuda::anchor_mutual_guidance_assign

@@ -6,9 +6,7 @@
 //   3. finish, a thread for each point: from keys to owners and overlaps; points in regions.
 #include "choose.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::atss_assign {
 
 constexpr int kPointThreads = 256;
 
@@ -44,20 +42,14 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
     const Atss::Neighborhood& near = neighborhoods[l];
     const uint32_t across = static_cast<uint32_t>(near.columns.end - near.columns.begin);
     const uint32_t count = static_cast<uint32_t>(near.rows.end - near.rows.begin) * across;
-    for (uint32_t base = 0; base < count; base += kChoosers) {
-      const uint32_t place = base + threadIdx.x;
-      Choice mine{0.0f, 0, 0.0f};
-      bool offers = false;
-      if (place < count) {
-        const int64_t at_row = near.rows.begin + place / across, at_column = near.columns.begin + place % across;
-        const float distance = Atss::distance({level.x.coordinate(at_column), level.y.coordinate(at_row)}, center);
-        mine.score = -distance;
-        mine.point = static_cast<int32_t>(level.first_point + at_row * level.width + at_column);
-        offers = distance <= near.reach && distance < kInfinity;
-      }
-      nearest.offer(offers, mine, t.rule.nearest);
-    }
-    nearest.shrink(t.rule.nearest);
+    const auto offer = [&](uint32_t place, Choice& mine) {
+      const int64_t at_row = near.rows.begin + place / across, at_column = near.columns.begin + place % across;
+      const float distance = Atss::distance({level.x.coordinate(at_column), level.y.coordinate(at_row)}, center);
+      mine.score = -distance;
+      mine.point = static_cast<int32_t>(level.first_point + at_row * level.width + at_column);
+      return distance <= near.reach && distance < kInfinity;
+    };
+    nearest.take(count, t.rule.nearest, offer, [](float) {});
     for (int32_t i = threadIdx.x; i < nearest.count; i += kChoosers) {
       const int32_t point = nearest.choices[i].point;
       candidates[num_candidates + i] = {point, t.rule.overlap(level, level.location_of(point), box, area)};
@@ -90,8 +82,6 @@ __global__ void __launch_bounds__(kPointThreads) atss_finish_kernel(const __grid
   t.iou[place] = key ? claim_of(key) : 0.0f;
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optional<Tensor> gt_labels,
                                             MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, double anchor_scale,
                                             int64_t topk) {
@@ -114,6 +104,6 @@ std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optiona
   return {owner, iou};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("atss_assign", TORCH_BOX(&atss_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("atss_assign", TORCH_BOX(&mgassign::cuda::atss_assign_cuda)); }
+}  // namespace mgassign::cuda::atss_assign

@@ -3,9 +3,7 @@
 // One launch, a thread for each pair, pairs in the order of the result: writing it is what takes the time.
 #include "common.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::box_iou {
 
 constexpr int kThreads = 256;
 
@@ -24,8 +22,6 @@ __global__ void __launch_bounds__(kThreads) box_iou_kernel(const __grid_constant
   p.iou[pair] = is_valid(a) && is_valid(b) ? iou_of(a, area_of(a), b, area_of(b)) : 0.0f;
 }
 
-}  // namespace
-
 Tensor box_iou_cuda(const Tensor& boxes, const Tensor& gt_boxes) {
   check_boxes(boxes, "boxes", "[P, 4]");
   check_boxes(gt_boxes, "gt_boxes", "[G, 4]");
@@ -38,6 +34,6 @@ Tensor box_iou_cuda(const Tensor& boxes, const Tensor& gt_boxes) {
   return result;
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("box_iou", TORCH_BOX(&box_iou_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("box_iou", TORCH_BOX(&mgassign::cuda::box_iou_cuda)); }
+}  // namespace mgassign::cuda::box_iou

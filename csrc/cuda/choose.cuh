@@ -109,6 +109,8 @@ struct Window {
     __syncthreads();
   }
 
+  __device__ int32_t count(const Levels& levels) const { return begin[levels.count]; }
+
   __device__ int32_t point(const Levels& levels, int32_t number) const {
     int l = 0;
     while (number >= begin[l + 1]) ++l;
@@ -121,8 +123,7 @@ struct Window {
 // Holds every point.
 __device__ inline Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
 
-// The best choices offered by the threads of a block, in any order; shrink() puts them in theirs. All threads call each
-// function, with the same `most`.
+// The best choices offered by the threads of a block, best first. All threads call each function.
 struct TopList {
   Choice choices[kMostChosen + kChoosers];
   int32_t count;
@@ -133,17 +134,25 @@ struct TopList {
     __syncthreads();
   }
 
-  // Whether the list has been shrunk.
-  __device__ bool offer(bool offers, const Choice& mine, int32_t most) {
-    if (offers) choices[atomicAdd(&count, 1)] = mine;
-    __syncthreads();
-    const bool crowded = count > kMostChosen;  // no room for another of each thread
-    __syncthreads();
-    if (crowded) shrink(most);
-    return crowded;
+  // Takes those of `number` choices that are worth it, as offer(i, choice) says, and leaves the best of all so far, at
+  // most `most` > 0. Who scores less than the last of so many is not worth it any more: narrow(its score) is told so.
+  template <typename Offer, typename Narrow>
+  __device__ void take(uint32_t number, int32_t most, const Offer& offer, const Narrow& narrow) {
+    for (uint32_t base = 0; base < number; base += kChoosers) {
+      Choice mine{0.0f, 0, 0.0f};
+      if (base + threadIdx.x < number && offer(base + threadIdx.x, mine)) choices[atomicAdd(&count, 1)] = mine;
+      __syncthreads();
+      const bool waits = count <= kMostChosen && base + kChoosers < number;  // there is room for all of the next round
+      __syncthreads();
+      if (waits) continue;
+      shrink(most);
+      if (count == most) narrow(choices[most - 1].score);
+      __syncthreads();  // before another is taken
+    }
   }
 
-  // Leaves the best, best first. No two are equal, so each one's place is how many rank before it.
+ private:
+  // No two are equal, so each one's place is how many rank before it.
   __device__ void shrink(int32_t most) {
     constexpr int kEach = (kMostChosen + kChoosers) / kChoosers;
     Choice mine[kEach];
@@ -164,13 +173,6 @@ struct TopList {
       if (place[e] < most) choices[place[e]] = mine[e];
     if (threadIdx.x == 0) count = before < most ? before : most;
     __syncthreads();
-  }
-
-  // Who scores less is not taken any more; after shrink().
-  __device__ float bar(int32_t most, float floor) const {
-    const float score = most > 0 && count == most ? choices[most - 1].score : floor;
-    __syncthreads();  // before another offer
-    return score;
   }
 };
 

@@ -5,9 +5,7 @@
 // then compare their points.
 #include "steps.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::fcos_assign {
 
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarps * kWarp;
@@ -54,8 +52,6 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
   if (champion.index >= 0) atomicAdd(&a.num_points[rows.first + champion.index], 1ull);
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, MGASSIGN_OBJECTS_PARAMETERS,
                                             MGASSIGN_GRID_PARAMETERS, double center_radius) {
   const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
@@ -83,6 +79,6 @@ std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, MGASSIGN_OBJ
   return {original, num_points};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("fcos_assign", TORCH_BOX(&fcos_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("fcos_assign", TORCH_BOX(&mgassign::cuda::fcos_assign_cuda)); }
+}  // namespace mgassign::cuda::fcos_assign

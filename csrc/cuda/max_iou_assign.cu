@@ -8,9 +8,7 @@
 // Each object's highest overlap and its first anchor travel as one number, of which the largest is wanted.
 #include "anchors.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::max_iou_assign {
 
 // What becomes of an object's best anchors; as in cpu/max_iou_assign.cpp.
 enum LowQuality : int { kNone = 0, kOwn = 1, kObject = 2, kFirst = 3 };
@@ -88,8 +86,6 @@ __global__ void __launch_bounds__(kAnchorThreads) max_iou_finish_kernel(const __
   m.owner[at] = owner;
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> max_iou_assign_cuda(const Tensor& anchors, const Tensor& gt_boxes,
                                                std::optional<Tensor> gt_labels, MGASSIGN_OBJECTS_PARAMETERS,
                                                double high, double low, int64_t low_quality, double min_iou,
@@ -130,6 +126,6 @@ std::tuple<Tensor, Tensor> max_iou_assign_cuda(const Tensor& anchors, const Tens
   return {owner, iou};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("max_iou_assign", TORCH_BOX(&max_iou_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("max_iou_assign", TORCH_BOX(&mgassign::cuda::max_iou_assign_cuda)); }
+}  // namespace mgassign::cuda::max_iou_assign

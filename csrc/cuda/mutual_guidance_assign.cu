@@ -9,9 +9,7 @@
 //   3. selection (selection.cu).
 #include "steps.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::mutual_guidance_assign {
 
 constexpr int kWarps = 8;  // of a block
 constexpr int kThreads = kWarps * kWarp;
@@ -220,8 +218,6 @@ int log_sharing(int64_t tiles, int64_t objects_per_image) {
   return log;
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
     const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes, const Tensor& gt_labels,
     MGASSIGN_OBJECTS_PARAMETERS, MGASSIGN_GRID_PARAMETERS, std::optional<Tensor> wanted, double center_radius,
@@ -310,6 +306,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   return {cls, loc, original, counts, iou};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("mutual_guidance_assign", TORCH_BOX(&mutual_guidance_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("mutual_guidance_assign", TORCH_BOX(&mgassign::cuda::mutual_guidance_assign_cuda)); }
+}  // namespace mgassign::cuda::mutual_guidance_assign

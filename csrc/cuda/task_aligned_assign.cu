@@ -6,9 +6,7 @@
 //   4. finish, a block for each object: the best of the points it holds, targets.
 #include "choose.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::task_aligned_assign {
 
 constexpr int kPointThreads = 256;
 
@@ -83,24 +81,20 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
   const Box bounds = t.rule.anywhere ? everywhere() : own.window;
   window.open(t.levels, [&](const Level&) { return bounds; }, t.rule.anywhere ? 0.0f : t.rule.margin);
   list.clear();
-  const int32_t count = window.begin[t.levels.count];
   float bar = 0.0f, least = 0.0f;
-  for (int32_t base = 0; base < count; base += kChoosers) {
-    Choice mine{0.0f, 0, 0.0f};
-    if (base + static_cast<int32_t>(threadIdx.x) < count) {
-      mine.point = window.point(t.levels, base + threadIdx.x);
-      const Box predicted = predicted_box(t, block.image, mine.point);
-      const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
-      if (is_valid(predicted) && both.intersection > least * both.total) {
-        mine.claim = t.rule.overlap(predicted, own.object);
-        mine.score = own.score(t, mine.point, mine.claim);
-      }
-    }
-    if (!list.offer(mine.score > 0.0f && mine.score >= bar, mine, most)) continue;
-    bar = list.bar(most, 0.0f);
+  const auto offer = [&](int32_t number, Choice& mine) {
+    mine.point = window.point(t.levels, number);
+    const Box predicted = predicted_box(t, block.image, mine.point);
+    const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
+    if (!is_valid(predicted) || !(both.intersection > least * both.total)) return false;
+    mine.claim = t.rule.overlap(predicted, own.object);
+    mine.score = own.score(t, mine.point, mine.claim);
+    return mine.score > 0.0f && mine.score >= bar;
+  };
+  list.take(window.count(t.levels), most, offer, [&](float last) {
+    bar = last;
     least = t.rule.least_overlap(bar);
-  }
-  list.shrink(most);
+  });
   for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
     Choice choice = list.choices[i];
     if (t.rule.anywhere && !t.rule.holds(own.window, location_of(t.levels, choice.point))) choice.point = -1;
@@ -155,55 +149,48 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_finish_kernel(const __
   window.open(t.levels, [&](const Level&) { return own.window; }, t.rule.margin);
   list.clear();
   if (threadIdx.x == 0) best_score = best_overlap = ordered(0.0f);
-  __syncthreads();
 
-  const int32_t count = window.begin[t.levels.count];
-  for (int32_t base = 0; base < count; base += kChoosers) {
-    Choice mine{0.0f, 0, 0.0f};
-    if (base + static_cast<int32_t>(threadIdx.x) < count) {
-      mine.point = window.point(t.levels, base + threadIdx.x);
-      const int64_t place = block.image * t.num_points + mine.point;
-      if (t.claims.holder[place] == own.index + 1) {
-        mine.score = t.target[place];
-        mine.claim = t.iou[place];
-        if (t.keep > 0) {  // what is not kept
-          t.target[place] = t.iou[place] = 0.0f;
-        } else {
-          atomicMax(&best_score, ordered(mine.score));
-          atomicMax(&best_overlap, ordered(mine.claim));
-        }
-      }
-    }
-    if (t.keep > 0) list.offer(mine.score > 0.0f, mine, t.keep);
-  }
-
+  const int32_t count = window.count(t.levels);
+  const auto holds = [&](int32_t number, Choice& choice) {
+    choice.point = window.point(t.levels, number);
+    const int64_t place = block.image * t.num_points + choice.point;
+    if (t.claims.holder[place] != own.index + 1) return false;
+    choice.score = t.target[place];
+    choice.claim = t.iou[place];
+    return true;
+  };
   if (t.keep > 0) {
-    list.shrink(t.keep);
-    for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
-      atomicMax(&best_score, ordered(list.choices[i].score));
-      atomicMax(&best_overlap, ordered(list.choices[i].claim));
-    }
+    const auto offer = [&](int32_t number, Choice& mine) {
+      if (!holds(number, mine)) return false;
+      const int64_t place = block.image * t.num_points + mine.point;
+      t.target[place] = t.iou[place] = 0.0f;  // unless it is kept
+      return mine.score > 0.0f;
+    };
+    list.take(count, t.keep, offer, [](float) {});
   }
+  __syncthreads();
+  const auto for_each_kept = [&](const auto& function) {
+    for (int32_t i = threadIdx.x; i < (t.keep > 0 ? list.count : count); i += kChoosers) {
+      Choice choice;
+      if (t.keep > 0)
+        function(list.choices[i]);
+      else if (holds(i, choice))
+        function(choice);
+    }
+  };
+  for_each_kept([&](const Choice& choice) {
+    atomicMax(&best_score, ordered(choice.score));
+    atomicMax(&best_overlap, ordered(choice.claim));
+  });
   __syncthreads();
   const float score = unordered(best_score), overlap = unordered(best_overlap);
-  const auto keep = [&](const Choice& choice) {
+  for_each_kept([&](const Choice& choice) {
     const int64_t place = block.image * t.num_points + choice.point;
     t.owner[place] = own.index;
     t.target[place] = t.rule.target(choice.score, score, overlap);
     t.iou[place] = choice.claim;
-  };
-  if (t.keep > 0) {
-    for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) keep(list.choices[i]);
-  } else {
-    for (int32_t i = threadIdx.x; i < count; i += kChoosers) {
-      const int32_t point = window.point(t.levels, i);
-      const int64_t place = block.image * t.num_points + point;
-      if (t.claims.holder[place] == own.index + 1) keep({t.target[place], point, t.iou[place]});
-    }
-  }
+  });
 }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
     const Tensor& pred_boxes, const Tensor& pred_scores, const Tensor& gt_boxes, const Tensor& gt_labels,
@@ -257,6 +244,6 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
   return {owner, target, iou};
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("task_aligned_assign", TORCH_BOX(&task_aligned_assign_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("task_aligned_assign", TORCH_BOX(&mgassign::cuda::task_aligned_assign_cuda)); }
+}  // namespace mgassign::cuda::task_aligned_assign

@@ -4,9 +4,7 @@
 // also tells each point its place among those of its object; selection.
 #include "steps.cuh"
 
-namespace mgassign::cuda {
-
-namespace {
+namespace mgassign::cuda::topk_per_object {
 
 constexpr int kWarps = 16;  // of a block
 constexpr int kThreads = kWarps * kWarp;
@@ -41,8 +39,6 @@ __global__ void __launch_bounds__(kThreads) topk_compete_kernel(const __grid_con
     c.standing.slot[j] = champion.index >= 0 ? atomicAdd(&c.standing.count[champion.index], 1) : 0;
   }
 }
-
-}  // namespace
 
 Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor& areas) {
   check_contest(scores, k, areas);
@@ -86,6 +82,6 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   return owners;
 }
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) { m.impl("topk_per_object", TORCH_BOX(&topk_per_object_cuda)); }
 
-MGASSIGN_CUDA_LIBRARY(m) { m.impl("topk_per_object", TORCH_BOX(&mgassign::cuda::topk_per_object_cuda)); }
+}  // namespace mgassign::cuda::topk_per_object

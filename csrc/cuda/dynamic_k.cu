@@ -8,12 +8,10 @@
 //      those that chose it, the one that it costs least sees to it.
 //
 // A Rule is SimOta or SoftLabel.
-#pragma once
-
 #include "../dynamic_k_operators.h"
 #include "choose.cuh"
 
-namespace mgassign::cuda {
+namespace mgassign::cuda::dynamic_k {
 
 constexpr int kPreparers = 128;  // threads of a block that prepares points
 constexpr int kBlocks = 7;       // of a multiprocessor: registers enough for each thread
@@ -186,8 +184,15 @@ template <typename Rule>
 __device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, const Bidder<Rule>& own, TopList& list,
                                    int32_t most) {
   __shared__ int32_t near[kChoosers], num_near;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   float bar = 0.0f;
+  const auto offer = [&](int32_t number, Choice& mine) {
+    const Place place = place_of(t.levels, near[number / kWarp], number % kWarp);
+    if (!place.exists || !t.in_pool(image, place.point)) return false;
+    const Offer<Rule> offered(t, image, place.point);
+    mine.point = place.point;
+    mine.score = mine.claim = iou_of(offered.box, offered.area, own.box, own.area);
+    return mine.score > 0.0f && mine.score >= bar;
+  };
   list.clear();
   for (uint32_t base = 0; base < t.num_tiles; base += kChoosers) {
     if (threadIdx.x == 0) num_near = 0;
@@ -196,22 +201,9 @@ __device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, c
     if (tile < t.num_tiles && touches(t.around[image * t.num_tiles + tile], own.box))
       near[atomicAdd(&num_near, 1)] = static_cast<int32_t>(tile);
     __syncthreads();
-    const int32_t tiles = num_near;
-    for (int32_t i = 0; i < tiles; i += kChoosers / kWarp) {
-      Choice mine{0.0f, 0, 0.0f};
-      if (i + warp < tiles) {
-        const Place place = place_of(t.levels, near[i + warp], lane);
-        if (place.exists && t.in_pool(image, place.point)) {
-          const Offer<Rule> offer(t, image, place.point);
-          mine.point = place.point;
-          mine.score = mine.claim = iou_of(offer.box, offer.area, own.box, own.area);
-        }
-      }
-      if (list.offer(mine.score > 0.0f && mine.score >= bar, mine, most)) bar = list.bar(most, 0.0f);
-    }
+    list.take(num_near * kWarp, most, offer, [&](float last) { bar = last; });
     __syncthreads();  // nobody still asks how many are near
   }
-  list.shrink(most);
 }
 
 // Leaves in the list the points of the pool that cost an object least; there are `most` that cost `limit` or less. All
@@ -227,28 +219,24 @@ __device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const 
       return t.rule.window_within(own.box, static_cast<float>(level.stride), of_place);
     };
     window.open(t.levels, reach, 0.0f);
-    list.clear();
-    const int32_t count = window.begin[t.levels.count];
     float worst = kInfinity, least = t.rule.least_overlap(within);
-    for (int32_t base = 0; base < count; base += kChoosers) {
-      Choice mine{-kInfinity, 0, 0.0f};
-      if (base + static_cast<int32_t>(threadIdx.x) < count) {
-        mine.point = window.point(t.levels, base + threadIdx.x);
-        if (t.in_pool(image, mine.point)) {
-          const Offer<Rule> offer(t, image, mine.point);
-          const Overlap both = overlap_of(offer.box, offer.area, own.box, own.area);
-          if (!(both.intersection <= least * both.total)) {
-            mine.claim = both.iou();
-            mine.score = own.bid(t, offer, mine.claim, worst);
-          }
-        }
-      }
-      if (!list.offer(mine.score > -kInfinity && mine.score >= -worst, mine, most)) continue;
-      worst = -list.bar(most, -kInfinity);
+    const auto offer = [&](int32_t number, Choice& mine) {
+      mine.point = window.point(t.levels, number);
+      if (!t.in_pool(image, mine.point)) return false;
+      const Offer<Rule> offered(t, image, mine.point);
+      const Overlap both = overlap_of(offered.box, offered.area, own.box, own.area);
+      if (both.intersection <= least * both.total) return false;
+      mine.claim = both.iou();
+      mine.score = own.bid(t, offered, mine.claim, worst);
+      return mine.score > -kInfinity && mine.score >= -worst;
+    };
+    const int32_t count = window.count(t.levels);
+    list.clear();  // all know by now how many there are: the next window may open
+    list.take(count, most, offer, [&](float last) {
+      worst = -last;
       least = larger(least, t.rule.least_overlap(worst));
-    }
-    list.shrink(most);
-    const float wider = smaller(limit, -list.bar(most, -kInfinity));
+    });
+    const float wider = smaller(limit, worst);
     if (!(wider > within)) return;
     within = wider;
   }
@@ -281,15 +269,17 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
 
   float limit = kInfinity;
   if (count >= most) {
-    Choice mine{-kInfinity, 0, 0.0f};
+    Choice priced{-kInfinity, 0, 0.0f};
     if (static_cast<int32_t>(threadIdx.x) < count) {
-      mine = list.choices[threadIdx.x];
-      mine.score = own.bid(t, Offer<Rule>(t, block.image, mine.point), mine.claim, kInfinity);
+      priced = list.choices[threadIdx.x];
+      priced.score = own.bid(t, Offer<Rule>(t, block.image, priced.point), priced.claim, kInfinity);
     }
     list.clear();
-    list.offer(mine.score > -kInfinity, mine, most);
-    list.shrink(most);
-    limit = -list.bar(most, -kInfinity);
+    const auto offer = [&](int32_t, Choice& mine) {
+      mine = priced;
+      return priced.score > -kInfinity;
+    };
+    list.take(count, most, offer, [&](float last) { limit = -last; });
   }
   find_cheapest(t, block.image, own, list, most, limit);
   for (int32_t i = threadIdx.x; i < list.count; i += kChoosers) {
@@ -386,4 +376,9 @@ struct OnCuda {
   }
 };
 
-}  // namespace mgassign::cuda
+MGASSIGN_CUDA_LIBRARY(m) {
+  m.impl("sim_ota_assign", TORCH_BOX(&sim_ota_assign<OnCuda>));
+  m.impl("soft_label_assign", TORCH_BOX(&soft_label_assign<OnCuda>));
+}
+
+}  // namespace mgassign::cuda::dynamic_k
