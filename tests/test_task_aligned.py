@@ -248,6 +248,18 @@ def test_an_object_may_choose_128_points():
     assert (assign(of, most).owner >= 0).sum() > 500
 
 
+def test_rows_of_thousands_of_points_of_which_all_overlap():
+    generator = torch.Generator().manual_seed(5)
+    grid = PointGrid.for_image((24, 40_000), (8,))
+    box = torch.tensor([0.0, 0.0, 40_000.0, 24.0])
+    pred_boxes = box + torch.rand(1, grid.num_points, 4, generator=generator)
+    of = Scene(
+        grid, pred_boxes, torch.randn(1, grid.num_points, 1, generator=generator), [box[None]], [torch.tensor([0])]
+    )
+    assert check(of, TaskAligned(k=50)) == 0
+    assert (assign(of, TaskAligned(k=50)).owner >= 0).sum() == 50
+
+
 def test_any_number_of_threads_gives_the_same():
     of, before = scene((512, 512), objects=(70, 3, 200), seed=11), torch.get_num_threads()
     results = []

@@ -119,7 +119,7 @@ class Chooser {
   explicit Chooser(const Grid& grid) : grid_(grid), found_(most_together(grid)), runs_(grid.num_points / kLanes + 2) {}
 
   // No scorer is offered more points at once.
-  static int64_t most_together(const Grid& grid) { return kEnough + kBandPoints + grid.widest_level() * (kLanes + 1); }
+  static int64_t most_together(const Grid& grid) { return kEnough + kBandPoints + grid.widest_level() + kLanes; }
 
   // The points inside a window, by a margin; window_of(level) tells it.
   template <typename WindowOf, typename Scorer>
