@@ -13,7 +13,9 @@ from losses import ASSIGNERS, QUALITIES
 from runs import HelpFormatter, positive
 
 # What may change from a start to the next: it says how to compute, not what.
-FREE_SETTINGS = ("run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every")
+FREE_SETTINGS = (
+    "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every"
+)  # fmt: skip
 
 
 def parse(arguments: list[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -79,6 +81,8 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--channels-last", action="store_true", help="the memory layout GPUs and oneDNN prefer")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; auto: a GPU if there is one")
     group.add_argument("--eval-every", type=positive, default=10, metavar="N", help="epochs between scores on --val")
+    group.add_argument("--keep-every", type=positive, metavar="N", help="keep the model of every Nth epoch too, "
+                       "for diagnose.py; default: the last one alone")  # fmt: skip
     group.add_argument("--log-every", type=positive, default=10, metavar="N", help="steps between lines of metrics")
     args = parser.parse_args(arguments)
     for name in ("size", "width"):

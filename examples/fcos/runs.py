@@ -166,11 +166,19 @@ SETTINGS = ("quality", "amp", "min_points", "level_gate")  # of a checkpoint's, 
 
 
 class RunFolder:
-    """A training's folder: ``config.json``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, TensorBoard's events."""
+    """A training's folder: ``config.json``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, those kept, TensorBoard's events."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.last, self.best = path, path / "last.pt", path / "best.pt"
         self.config, self.metrics = path / "config.json", path / "metrics.jsonl"
+
+    def after(self, epoch: int) -> Path:
+        """Where the model is kept as it was after so many epochs."""
+        return self.path / f"epoch-{epoch}.pt"
+
+    def kept(self) -> list[tuple[int, Path]]:
+        """The epochs after which it was kept, and where."""
+        return sorted((int(path.stem[6:]), path) for path in self.path.glob("epoch-*.pt") if path.stem[6:].isdecimal())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines; the last one is left out if the process was killed while it wrote it.

@@ -132,7 +132,7 @@ class Journal:
         self._add_curves("val", scores)
         if scores["AP"] > trainer.best:
             trainer.best = scores["AP"]
-            write_tensors(self.folder.best, {k: v for k, v in self.state().items() if k != "optimizer"})
+            self.keep(self.folder.best)
         named = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         self.bar.write(f"epoch {epoch + 1}/{args.epochs}: {named}")
 
@@ -143,6 +143,10 @@ class Journal:
 
     def state(self) -> dict[str, Any]:
         return self.trainer.state() | {"config": config_of(self.trainer.args)}
+
+    def keep(self, path: Path) -> None:
+        """Keeps the model as it is; training cannot go on from there."""
+        write_tensors(path, {k: v for k, v in self.state().items() if k != "optimizer"})
 
     def save(self) -> None:
         write_tensors(self.folder.last, self.state())
@@ -246,9 +250,11 @@ def run_epochs(
                 if stop and trainer.step % steps_per_epoch:
                     break
             if journal:
-                due = (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs
-                if val and due and trainer.step % steps_per_epoch == 0:
+                done, whole = epoch + 1, trainer.step % steps_per_epoch == 0
+                if val and whole and (done % args.eval_every == 0 or done == args.epochs):
                     journal.add_scores(epoch)
+                if args.keep_every and whole and done % args.keep_every == 0 and done < args.epochs:
+                    journal.keep(folder.after(done))
                 journal.save()
                 journal.restart_clock()
             trainer.model.train()
