@@ -44,11 +44,9 @@ void force_best(const Objects& objects, const ObjectBatch& batch, int64_t first_
 // Scratch space of one thread in passes 3 and 4.
 struct Selector {
   TopPointSelector best;
-  std::unique_ptr<int64_t[]> owner;  // of each point
-  std::vector<int64_t> count;        // of each object
+  std::vector<int64_t> count;  // of each object
 
-  Selector(int64_t num_points, int64_t most_objects)
-      : best(num_points, most_objects), owner(new_values<int64_t>(num_points)), count(most_objects) {}
+  Selector(int64_t num_points, int64_t most_objects) : best(num_points, most_objects), count(most_objects) {}
 };
 
 }  // namespace
@@ -165,14 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     force_best(batch.ranked(image), batch, first_row, best_box, standing);
     Selector& selector = selectors[slot];
     for (int64_t g = 0; g < size; ++g) selector.count[g] = num_positives[first_row + g] + between[first_row + g];
-    selector.best.run(standing.owner, standing.score, selector.count.data(), size);
-    std::copy_n(standing.owner, num_points, selector.owner.get());
-    selector.best.run(standing.owner, standing.score, num_positives + first_row, size);
-    for (int64_t j = 0; j < num_points; ++j) {
-      if (standing.owner[j] >= 0) continue;
-      standing.owner[j] = selector.owner[j] >= 0 ? kIgnored : kBackground;
-      standing.score[j] = 0.0f;
-    }
+    selector.best.run(standing.owner, standing.score, num_positives + first_row, size, selector.count.data());
     for (int64_t g = 0; g < size; ++g) {  // the forced ones' true overlap
       const ScoredPoint best = best_box[first_row + g];
       if (best.score > 0.0f && standing.owner[best.point] == g) standing.score[best.point] = best.score;

@@ -166,11 +166,12 @@ struct Standing {
 };
 
 // For each object, keeps its k best points among those standing for it; the others' owner becomes -1, their score 0.
+// Where `considered`, not below k, is given, the best so many of them are then to be ignored instead, but for the k.
 // Holds the scratch space for one image at a time.
 class TopPointSelector {
  public:
   TopPointSelector(int64_t num_points, int64_t max_objects);
-  void run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects);
+  void run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects, const int64_t* considered = nullptr);
 
  private:
   struct Contest {
@@ -178,7 +179,7 @@ class TopPointSelector {
     int32_t capacity;  // how many that are
     int32_t filled;    // how many are there
   };
-  void set_capacities(const int64_t* owner, const int64_t* k, int64_t num_objects);
+  void set_capacities(const int64_t* owner, const int64_t* considered, int64_t num_objects);
 
   int64_t num_points_;
   std::vector<float> threshold_;  // score a further point has to exceed; entry 0 for points of no object

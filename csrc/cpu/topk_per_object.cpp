@@ -11,12 +11,12 @@ TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
       contests_(max_objects),
       lists_(new_values<ScoredPoint>(2 * num_points)) {}
 
-// An object keeps at most k points, and all objects together at most num_points: where the k's promise more
+// An object considers at most so many points, and all objects together at most num_points: where more is promised
 // (min_points may), the points that stand for each object are counted first.
-void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, int64_t num_objects) {
+void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* considered, int64_t num_objects) {
   int64_t wanted = 0;
   for (int64_t g = 0; g < num_objects; ++g) {
-    contests_[g].capacity = static_cast<int32_t>(std::min(std::max<int64_t>(k[g], 0), num_points_));
+    contests_[g].capacity = static_cast<int32_t>(std::min(std::max<int64_t>(considered[g], 0), num_points_));
     wanted += contests_[g].capacity;
   }
   if (wanted > num_points_) {
@@ -36,13 +36,15 @@ void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* k, in
 
 // Moves the best `count` of a list, which has more, to its front; the worst of these is the last.
 static void keep_best(ScoredPoint* list, int32_t count, int32_t size) {
+  if (count == 0) return;
   // A lambda, so that it is inlined.
   std::nth_element(list, list + count - 1, list + size,
                    [](const ScoredPoint& a, const ScoredPoint& b) { return ranks_before(a, b); });
 }
 
-void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects) {
-  set_capacities(owner, k, num_objects);
+void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects,
+                           const int64_t* considered) {
+  set_capacities(owner, considered ? considered : k, num_objects);
   float* const threshold = threshold_.data() + 1;
   threshold[-1] = kInfinity;
   for (int64_t g = 0; g < num_objects; ++g) threshold[g] = contests_[g].capacity > 0 ? 0.0f : kInfinity;
@@ -65,13 +67,15 @@ void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64
 
   for (int64_t g = 0; g < num_objects; ++g) {
     ScoredPoint* const list = lists_.get() + contests_[g].start;
-    const int32_t kept_points = std::min(contests_[g].filled, contests_[g].capacity);
-    if (kept_points < contests_[g].filled) keep_best(list, kept_points, contests_[g].filled);
-    for (int32_t i = 0; i < kept_points; ++i) {
-      const ScoredPoint& kept = list[i];
-      owner[kept.point] = g;
-      score[kept.point] = kept.score;
+    const int32_t in_list = std::min(contests_[g].filled, contests_[g].capacity);
+    const int32_t kept = static_cast<int32_t>(std::min<int64_t>(in_list, std::max<int64_t>(k[g], 0)));
+    if (in_list < contests_[g].filled) keep_best(list, in_list, contests_[g].filled);
+    if (kept < in_list) keep_best(list, kept, in_list);
+    for (int32_t i = 0; i < kept; ++i) {
+      owner[list[i].point] = g;
+      score[list[i].point] = list[i].score;
     }
+    for (int32_t i = kept; i < in_list; ++i) owner[list[i].point] = kIgnored;
   }
 }
 
