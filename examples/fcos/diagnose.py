@@ -138,14 +138,14 @@ def markdown(models: Sequence[dict[str, Any]]) -> str:
     """A table for each measure: a row for each arm and epoch."""
     seeds = defaultdict(set)
     for model in models:
-        seeds[model["arm"]].add(model["seed"])
+        seeds[model["arm"], model["epoch"]].add(model["seed"])
     text, means = "", by_arm(models)
     for name, title in MEASURES.items():
         columns = list(next(iter(means.values()))[name])
         text += f"| {title} | epoch | seeds | {' | '.join(columns)} |\n|---|--:|--:|{'--:|' * len(columns)}\n"
         for (arm, epoch), of_arm in means.items():
             cells = " | ".join(f"{of_arm[name][column]:.3f}" for column in columns)
-            text += f"| {NAMES[arm]} | {epoch} | {len(seeds[arm])} | {cells} |\n"
+            text += f"| {NAMES[arm]} | {epoch} | {len(seeds[arm, epoch])} | {cells} |\n"
         text += "\n"
     return text
 

@@ -1,0 +1,130 @@
+"""The FCOS example's commands for finished runs: table, scores, figures, diagnosis, assignment's share of a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tqdm")
+pytest.importorskip("tensorboard")
+pytest.importorskip("torchvision")
+
+import compare
+import diagnose
+import evaluate
+import figures
+import profile_step
+import train
+from fcos_example import TINY, options
+from runs import command
+from trainer import Trainer
+
+
+def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train_here(run: Path, more: list[str]) -> None:
+        trained.append(run.name)
+        assert train.main([str(run), "--resume", *more]) == 0
+
+    monkeypatch.setattr(compare, "train_one", train_here)
+    out = tmp_path / "table"
+    arguments = [str(out), "--train", f"{data}:train", "--test", f"{data}:test", "--device", "cpu"]
+    passed_on = ["--", *TINY, "--batch", "4", "--epochs", "1"]
+    assert compare.main([*arguments, "--seeds", "0", "1", *passed_on]) == 0
+    assert trained == [f"resnet18-{a}-{s}" for s in (0, 1) for a in ("original", "mutual")]
+    results = json.loads((out / "results.json").read_text())
+    assert [(m["arm"], m["seed"]) for m in results["models"]] == [
+        ("mutual", 0),
+        ("mutual", 1),
+        ("original", 0),
+        ("original", 1),
+    ]
+    assert results["models"][0]["images"] == 4
+    assert (out / "table.md").read_text().count("| Mutual Guidance | 2 |") == 2
+
+    # A finished run is not trained again.
+    before = (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns
+    assert compare.main([*arguments, "--seeds", "0", *passed_on]) == 0
+    assert (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns == before
+    assert "finished already" in capsys.readouterr().out
+
+    checkpoints = [str(out / f"resnet18-{name}-0" / "last.pt") for name in ("original", "mutual")]
+    assert evaluate.main([checkpoints[1], "--data", f"{data}:test", "--json", str(tmp_path / "s.json")]) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    for reading in evaluate.READINGS:
+        assert scores[reading]["voc"]["AP"] == results["models"][0][reading]["AP"]
+    assert "ellipse" in capsys.readouterr().out
+
+    pictures = ["--data", f"{data}:test", "--images", "2", "--output", str(tmp_path / "figures"), "--min-score", "0"]
+    assert figures.main(["--original", checkpoints[0], "--mutual", checkpoints[1], *pictures]) == 0
+    for name in ("figure1.png", "figure2.png"):
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_diagnose_tells_of_an_object():
+    def points(*places):
+        return torch.zeros(9, dtype=torch.bool).index_fill_(0, torch.tensor(places, dtype=torch.int64), True)
+
+    told = diagnose.of_object(
+        torch.tensor([0.1, 0.5, 0.9]),
+        {"one": torch.tensor([0.2, 0.3, 0.1]), "other": torch.tensor([1.0, 2.0, 3.0])},
+        {"cls": points(2, 3, 4, 5), "loc": points()},
+        original=points(3, 8),
+    )
+    assert told == {
+        "rank": {"one": pytest.approx(-0.5), "other": pytest.approx(1.0)},
+        "overlap": {"one": 0.5, "other": pytest.approx(0.9), "best at hand": pytest.approx(0.9)},
+        "other": {"cls": 0.75},
+    }
+
+
+def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, assigner, kept in zip(folders, ("original", "mutual"), ("1", "2"), strict=True):
+        more = ["--epochs", "3", "--assigner", assigner, "--keep-every", kept]
+        assert train.main([str(folder), *options(data, *more)]) == 0
+    assert sorted(path.name for path in folders[0].glob("*.pt")) == ["epoch-1.pt", "epoch-2.pt", "last.pt"]
+    written = ["--json", str(tmp_path / "why.json"), "--figure", str(tmp_path / "why.svg")]
+    assert diagnose.main([*map(str, folders), "--data", f"{data}:test", "--device", "cpu", *written]) == 0
+    told = json.loads((tmp_path / "why.json").read_text())["models"]
+    assert [(model["arm"], model["epoch"]) for model in told] == [
+        ("original", 1),
+        ("original", 2),
+        ("original", 3),
+        ("mutual", 2),
+        ("mutual", 3),
+    ]
+    for model in told:
+        assert all(-1 <= rank <= 1 for rank in model["rank"].values())
+        assert model["overlap"]["best at hand"] >= max(model["overlap"].values())
+        assert all(0 <= share <= 1 for share in model["other"].values())
+    assert "<svg" in (tmp_path / "why.svg").read_text()
+    table = capsys.readouterr().out
+    assert table.count("| Mutual Guidance | 3 | 1 |") == 3 == table.count("| original | 1 | 1 |")
+
+    (folders[1] / "last.pt").unlink()
+    assert command(diagnose.main, [str(folders[1]), "--data", f"{data}:test"]) == 2
+    assert f"{folders[1]}: no last.pt in it" in capsys.readouterr().err
+
+
+def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path, monkeypatch):
+    losses = {}
+    step = Trainer.train_step
+
+    def note(self, *arguments):
+        result = step(self, *arguments)
+        losses.setdefault(self.criterion.assign.__name__, []).append(torch.stack([*result.values()]))
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", note)
+    arguments = ["--data", f"{data}:train", "--steps", "1", "--json", str(tmp_path / "share.json")]
+    assert profile_step.main([*arguments, "--", *TINY, "--batch", "4"]) == 0
+    torch.testing.assert_close(
+        torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"])
+    )
+    shares = json.loads((tmp_path / "share.json").read_text())
+    assert 0 < shares["mgassign"]["share_percent"] < shares["reference"]["share_percent"] < 100
