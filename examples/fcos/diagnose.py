@@ -153,7 +153,7 @@ def markdown(models: Sequence[dict[str, Any]]) -> str:
 def figure_of(models: Sequence[dict[str, Any]]) -> Figure:
     """A panel for each measure: a line over the epochs for each arm and reading."""
     means = by_arm(models)
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for number, arm in enumerate(dict.fromkeys(arm for arm, _ in means)):
             epochs = {epoch: of_arm[name] for (of, epoch), of_arm in means.items() if of == arm}
@@ -164,7 +164,7 @@ def figure_of(models: Sequence[dict[str, Any]]) -> Figure:
                 )
         ax.set_title(title, size=10)
         ax.set_xlabel("epoch")
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, handlelength=4, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
 
