@@ -1,7 +1,8 @@
 // Mutual Guidance on anchors, fused: the original strategy, Localize to Classify and Classify to Localize in one call.
 //
 // Passes, each spread over the threads:
-//   1. per block of anchors: whom does each anchor, and each predicted box, overlap most? Each object's best ones;
+//   1. per block of anchors, which is read once for all images: whom does each anchor, and each predicted box, overlap
+//      most? Each object's best ones;
 //   2. per image: the original strategy, which gives N_g;
 //   3. per image: each object's N_g best predicted boxes; per block of anchors: whose amplified overlap is the highest?
 //   4. per image: each object's N_g best anchors by that.
@@ -24,12 +25,26 @@ struct Settings {
   float positive, ignore, share;
 };
 
+// Leaves out the anchors that overlap their object by less than what is ignored: they are background.
+void leave_out(const Block& block, float ignore, const Standing& standing, const PointSet& left) {
+  for (int64_t from = 0; from < block.count; from += PointSet::kOfWord) {
+    const int64_t first = block.first + from, count = std::min(PointSet::kOfWord, block.count - from);
+    uint64_t& word = left.words[first / PointSet::kOfWord] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t& owner = standing.owner[first + i];
+      owner = standing.score[first + i] >= ignore ? owner : kBackground;
+      word |= uint64_t{owner >= 0} << i;
+    }
+  }
+}
+
 // Each object's best point is worth at least 1 to it; then contests are settled as everywhere.
 void force_best(const Objects& objects, const ObjectBatch& batch, int64_t first_row,
-                const std::vector<ScoredPoint>& best, const Standing& standing) {
+                const std::vector<ScoredPoint>& best, const Standing& standing, const PointSet* points = nullptr) {
   for (int64_t k = 0; k < objects.count; ++k) {
     const ScoredPoint forced = best[first_row + objects.index[k]];
     if (!(forced.score > 0.0f)) continue;
+    if (points) points->add(forced.point);
     const float score = larger(forced.score, 1.0f), held = standing.score[forced.point];
     int64_t& owner = standing.owner[forced.point];
     const bool tied = score == held && owner >= 0;
@@ -80,14 +95,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
 
   const int64_t num_blocks = blocks_for(num_points), work = num_images * num_points;
   const int64_t threads = threads_for(num_images * num_blocks, 4 * work);
-  const std::vector<BoxTile> tiles = read_anchors(anchors, threads);
+  const std::unique_ptr<BoxTile[]> tiles = new_values<BoxTile>(tiles_for(num_points));  // the anchors
   const FloatView<3> boxes(pred_boxes), logits(pred_logits);
   auto workspaces = scratch_for<AnchorWorkspace>(threads, batch.largest_image(), settings.sigma, settings.sigmoid);
   const std::unique_ptr<float[]> scores = new_values<float>(2 * work);
   const Standing by_anchor{original.mutable_data_ptr<int64_t>(), scores.get()};
   const Standing by_box{cls.mutable_data_ptr<int64_t>(), iou.mutable_data_ptr<float>()};
   const Standing by_class{loc.mutable_data_ptr<int64_t>(), scores.get() + work};
-  const auto anchors_of = [&](int64_t b) { return block_at(b, num_points, tiles.data() + b * kTilesOfBlock); };
+  const int64_t words = PointSet::words_for(num_points);
+  const std::unique_ptr<uint64_t[]> sets = new_values<uint64_t>(2 * num_images * words);
+  // Of an image: the anchors that overlap an object by what is ignored, or more; those that Classify to Localize
+  // settled.
+  const auto near_ones = [&](int64_t image) { return PointSet{sets.get() + 2 * image * words}; };
+  const auto settled = [&](int64_t image) { return PointSet{sets.get() + (2 * image + 1) * words}; };
+  const auto anchors_of = [&](int64_t b) { return block_at(b, num_points, tiles.get() + b * kTilesOfBlock); };
   const auto predictions_of = [&](int64_t image, int64_t b, BlockWorkspace& workspace) {
     const Block block = block_at(b, num_points, workspace.tiles.data());
     load_tiles(block, boxes, image * boxes.stride[0], boxes.stride[1], boxes.stride[2], workspace.tiles.data());
@@ -96,17 +117,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
 
   // Pass 1: competition by overlap.
   BestPlaces anchor_blocks(num_objects), box_blocks(num_objects);
-  for_each_unit(num_images * num_blocks, threads, [&](int64_t unit, int64_t slot) {
-    const int64_t image = unit / num_blocks, b = last_first(unit % num_blocks, num_blocks), first = image * num_points;
-    const Objects objects = batch.ranked(image);
-    BlockWorkspace& workspace = workspaces[slot].block;
-    const Standing anchor = by_anchor.from(first), box = by_box.from(first), amplified = by_class.from(first);
-    const Block anchors = anchors_of(b);
-    std::fill_n(amplified.owner + anchors.first, anchors.count, kBackground);
-    std::fill_n(amplified.score + anchors.first, anchors.count, 0.0f);
-    compete_for_block(anchors, objects, workspace, anchor.owner, anchor.score, anchor_blocks, batch.first(image));
-    compete_for_block(predictions_of(image, b, workspace), objects, workspace, box.owner, box.score, box_blocks,
-                      batch.first(image));
+  const FloatView<2> anchor_boxes(anchors);
+  for_each_unit(num_blocks, threads, [&](int64_t unit, int64_t slot) {
+    const int64_t b = last_first(unit, num_blocks);
+    load_tiles(anchors_of(b), anchor_boxes, 0, anchor_boxes.stride[0], anchor_boxes.stride[1],
+               tiles.get() + b * kTilesOfBlock);
+    for (int64_t image = 0; image < num_images; ++image) {
+      const int64_t first = image * num_points;
+      const Objects objects = batch.ranked(image);
+      BlockWorkspace& workspace = workspaces[slot].block;
+      const Standing anchor = by_anchor.from(first), box = by_box.from(first), amplified = by_class.from(first);
+      const Block block = anchors_of(b);
+      std::fill_n(amplified.owner + block.first, block.count, kBackground);
+      std::fill_n(amplified.score + block.first, block.count, 0.0f);
+      std::fill_n(settled(image).words + block.first / PointSet::kOfWord, PointSet::words_for(block.count), 0);
+      compete_for_block(block, objects, workspace, anchor.owner, anchor.score, anchor_blocks, batch.first(image));
+      leave_out(block, settings.ignore, anchor, near_ones(image));
+      compete_for_block(predictions_of(image, b, workspace), objects, workspace, box.owner, box.score, box_blocks,
+                        batch.first(image));
+    }
   });
 
   // Each object's best one, by rows, of the blocks in which it is.
@@ -124,26 +153,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   // Pass 2: the original strategy.
   std::vector<ScoredPoint> best_anchor(num_objects), best_box(num_objects), best_class(num_objects);
   std::vector<int64_t> between(num_objects);  // how many more points than N_g are neither the object's nor background
-  std::vector<float> needed(num_objects + kLanes), floor(num_objects);  // see Amplification
+  std::vector<float> needed(num_objects + kLanes), floor(num_objects), highest_floor(num_images);  // see Amplification
   for_each_unit(num_images, threads_for(num_images, 2 * work), [&](int64_t image, int64_t) {
     const Objects objects = batch.ranked(image);
     const int64_t first_row = batch.first(image);
     const Standing standing = by_anchor.from(image * num_points);
     find_best(image, anchor_blocks, anchors_of, best_anchor);
-    force_best(objects, batch, first_row, best_anchor, standing);
+    const PointSet points = near_ones(image);
+    force_best(objects, batch, first_row, best_anchor, standing, &points);
     int64_t* const positives = num_positives + first_row;
-    for (int64_t j = 0; j < num_points; ++j) {
+    points.for_each(num_points, [&](int64_t j) {
       int64_t& owner = standing.owner[j];
-      if (owner < 0) continue;
       if (standing.score[j] >= settings.positive) {
         ++positives[owner];
-      } else if (standing.score[j] >= settings.ignore) {
+      } else {
         ++between[first_row + owner];
         owner = kIgnored;
-      } else {
-        owner = kBackground;
       }
-    }
+    });
     for (int64_t k = 0; k < objects.count; ++k) {
       const int64_t g = objects.index[k], row = first_row + g, found = positives[g];
       positives[g] = quota.of(wanted ? wanted->const_data_ptr<int64_t>()[row] : found);
@@ -152,6 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                                                                          : 0.0f;
       floor[row] = smaller(supposed, best_anchor[row].score);
       needed[first_row + k] = larger(least_overlap(floor[row], settings.sigma), kLeast);
+      highest_floor[image] = larger(highest_floor[image], floor[row]);
     }
   });
 
@@ -178,17 +206,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     const Objects objects = batch.ranked(image);
     const int64_t first_row = batch.first(image), size = batch.size(image);
     for (int64_t g = 0; g < size; ++g) best_class[first_row + g] = amplified.of(first_row + g);
-    force_best(objects, batch, first_row, best_class, standing);
+    const PointSet points = settled(image);
+    force_best(objects, batch, first_row, best_class, standing, &points);
     std::vector<int64_t>& found = selectors[slot].count;
     std::fill_n(found.begin(), size, int64_t{0});
-    for (int64_t j = 0; j < num_points; ++j)
-      if (standing.owner[j] >= 0) found[standing.owner[j]] += standing.score[j] >= floor[first_row + standing.owner[j]];
+    points.for_each(num_points, [&](int64_t j) {
+      found[standing.owner[j]] += standing.score[j] >= floor[first_row + standing.owner[j]];
+    });
     bool any = false;
     for (int64_t k = 0; k < objects.count; ++k) {
       const int64_t g = objects.index[k], row = first_row + g;
       const bool lacks = found[g] < num_positives[row] && floor[row] > 0.0f;
       if (lacks) floor[row] = first_round ? kNextFloor * floor[row] : 0.0f;
       needed[first_row + k] = lacks ? larger(least_overlap(floor[row], settings.sigma), kLeast) : kInfinity;
+      if (!lacks) highest_floor[image] = kInfinity;
       any |= lacks;
     }
     return any;
@@ -201,15 +232,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       if (unit < selections) return select_for_classification(unit, slot);
       const int64_t image = images[(unit - selections) / num_blocks], b = (unit - selections) % num_blocks;
       const int64_t first = image * num_points, first_row = batch.first(image);
-      const Amplification of_image{batch.ranked(image),
-                                   labels + first_row,
-                                   logits,
-                                   image * logits.stride[0],
-                                   needed.data() + first_row,
-                                   floor.data() + first_row,
-                                   by_anchor.score + first,
-                                   first_round};
-      amplify_block(anchors_of(b), of_image, workspaces[slot], by_class.from(first), amplified, first_row);
+      const Amplification of_image{batch.ranked(image),      labels + first_row,        logits,
+                                   image * logits.stride[0], needed.data() + first_row, floor.data() + first_row,
+                                   highest_floor[image],     by_anchor.score + first,   first_round};
+      amplify_block(anchors_of(b), of_image, workspaces[slot], by_class.from(first), settled(image), amplified,
+                    first_row);
     });
     std::vector<uint8_t> lacking(left);
     for_each_unit(left, std::min(threads, threads_for(left, 2 * work)),
@@ -224,7 +251,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   for_each_unit(num_images, std::min(threads, threads_for(num_images, 2 * work)), [&](int64_t image, int64_t slot) {
     const int64_t first = image * num_points;
     const Standing standing = by_class.from(first);
-    selectors[slot].best.run(standing.owner, standing.score, num_positives + batch.first(image), batch.size(image));
+    const PointSet points = settled(image);
+    selectors[slot].best.run(standing.owner, standing.score, num_positives + batch.first(image), batch.size(image),
+                             nullptr, &points);
     const auto anchor = [&](int64_t j) { return tiles[j / kTilePoints][static_cast<int>(j % kTilePoints)]; };
     batch.for_each_region(image, [&](const Box& region) {
       for (const Standing& of : {by_anchor, by_class})

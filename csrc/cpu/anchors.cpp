@@ -50,10 +50,15 @@ MGASSIGN_VECTOR float least_score(const TileFit& fit) {
   return without_tiny(least[0]);
 }
 
-float highest_of(const float* lanes) {
-  float highest = lanes[0];
-  for (int i = 1; i < kTilePoints; ++i) highest = larger(highest, lanes[i]);
-  return highest;
+// Of so many objects, each with the overlaps at the places of a tile.
+MGASSIGN_VECTOR void highest_of_each(const float* overlaps, int64_t count, float* highest) {
+  for (int64_t k = 0; k < count; ++k) {
+    float most[kTilePoints];
+    std::copy_n(overlaps + k * kTilePoints, kTilePoints, most);
+    for (int half = kTilePoints / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) most[i] = larger(most[i], most[i + half]);
+    highest[k] = most[0];
+  }
 }
 
 }  // namespace
@@ -66,17 +71,6 @@ void load_tiles(const Block& block, const Floats& boxes, int64_t offset, int64_t
     boxes.read_boxes(offset + (block.first + first) * point_step, point_step, side_step, count, tiles[t].sides(0));
     tiles[t].prepare(count);
   }
-}
-
-std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads) {
-  const int64_t num_anchors = anchors.size(0);
-  std::vector<BoxTile> tiles(tiles_for(num_anchors));
-  const FloatView<2> boxes(anchors);
-  for_each_unit(blocks_for(num_anchors), threads, [&](int64_t b, int64_t) {
-    BoxTile* const of_block = tiles.data() + b * kTilesOfBlock;
-    load_tiles(block_at(b, num_anchors, of_block), boxes, 0, boxes.stride[0], boxes.stride[1], of_block);
-  });
-  return tiles;
 }
 
 BlockWorkspace::BlockWorkspace(int64_t most_objects)
@@ -129,10 +123,9 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
       score[first + i] = of_tile.score[i];
     }
   });
-  for (int64_t k = 0; k < near.count; ++k) {
-    const float overlap = highest_of(workspace.highest.data() + k * kTilePoints);
-    if (overlap > 0.0f) best.raise(first_row + near.index[k], {overlap, static_cast<int32_t>(block.index)});
-  }
+  highest_of_each(highest, near.count, known);
+  for (int64_t k = 0; k < near.count; ++k)
+    if (known[k] > 0.0f) best.raise(first_row + near.index[k], {known[k], static_cast<int32_t>(block.index)});
 }
 
 // An overlap is at most the area in common by either area, whatever the roundings.

@@ -49,9 +49,6 @@ inline Block block_at(int64_t index, int64_t num_points, const BoxTile* tiles) {
 void load_tiles(const Block& block, const Floats& boxes, int64_t offset, int64_t point_step, int64_t side_step,
                 BoxTile* tiles);
 
-// The anchors [A, 4] that all images share, read once.
-std::vector<BoxTile> read_anchors(const Tensor& anchors, int64_t threads);
-
 // For each object of a batch the highest score and where it is first: a point, or a block of them. Threads may raise it
 // at once.
 class BestPlaces {

@@ -5,32 +5,53 @@
 
 namespace mgassign::cpu {
 
+// Scores are counted roughly, by their leading bits: eight classes an octave, from 1/16 on. What is lower belongs to the
+// lowest class, what is higher to the highest.
+constexpr int64_t kClasses = 32;
+constexpr uint32_t kClassBits = 20, kLowest = 0x3d800000u >> kClassBits;
+
+static int64_t class_of(float score) {
+  return std::clamp<int64_t>(int64_t{bits_of(score) >> kClassBits} - kLowest, 0, kClasses - 1);
+}
+
+// What scores of this class exceed.
+static float just_below(int64_t of_class) {
+  return of_class > 0 ? float_of(((kLowest + static_cast<uint32_t>(of_class)) << kClassBits) - 1) : 0.0f;
+}
+
 TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
     : num_points_(num_points),
       threshold_(max_objects + 1),
       contests_(max_objects),
+      num_scoring_(max_objects * kClasses),
       lists_(new_values<ScoredPoint>(2 * num_points)) {}
 
-// An object considers at most so many points, and all objects together at most num_points: where more is promised
-// (min_points may), the points that stand for each object are counted first.
-void TopPointSelector::set_capacities(const int64_t* owner, const int64_t* considered, int64_t num_objects) {
-  int64_t wanted = 0;
-  for (int64_t g = 0; g < num_objects; ++g) {
-    contests_[g].capacity = static_cast<int32_t>(std::min(std::max<int64_t>(considered[g], 0), num_points_));
-    wanted += contests_[g].capacity;
-  }
-  if (wanted > num_points_) {
-    for (int64_t g = 0; g < num_objects; ++g) contests_[g].filled = 0;
-    for (int64_t j = 0; j < num_points_; ++j)
-      if (owner[j] >= 0) ++contests_[owner[j]].filled;
-    for (int64_t g = 0; g < num_objects; ++g)
-      contests_[g].capacity = std::min(contests_[g].capacity, contests_[g].filled);
-  }
+template <typename Each>
+static void for_each_point(const PointSet* points, int64_t num_points, const Each& each) {
+  if (points) return points->for_each(num_points, each);
+  for (int64_t j = 0; j < num_points; ++j) each(j);
+}
+
+// An object considers no more points than stand for it. Those of a class cannot be among them, where the classes above
+// hold enough.
+void TopPointSelector::prepare(const int64_t* owner, const float* score, const int64_t* considered, int64_t num_objects,
+                               const PointSet* standing) {
+  int32_t* const num_scoring = num_scoring_.data();
+  std::fill_n(num_scoring, num_objects * kClasses, 0);
+  for_each_point(standing, num_points_, [&](int64_t j) {
+    if (owner[j] >= 0) ++num_scoring[owner[j] * kClasses + class_of(score[j])];
+  });
+  float* const threshold = threshold_.data() + 1;
+  threshold[-1] = kInfinity;
   int64_t start = 0;
   for (int64_t g = 0; g < num_objects; ++g) {
-    contests_[g].start = start;
-    contests_[g].filled = 0;
-    start += 2 * contests_[g].capacity;
+    const int64_t wanted = std::clamp<int64_t>(considered[g], 0, num_points_);
+    int64_t found = 0, lowest = kClasses;
+    while (lowest > 0 && found < wanted) found += num_scoring[g * kClasses + --lowest];
+    const int32_t capacity = static_cast<int32_t>(std::min(wanted, found));
+    threshold[g] = capacity > 0 ? just_below(lowest) : kInfinity;
+    contests_[g] = {start, capacity, 0};
+    start += 2 * capacity;
   }
 }
 
@@ -43,27 +64,24 @@ static void keep_best(ScoredPoint* list, int32_t count, int32_t size) {
 }
 
 void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64_t num_objects,
-                           const int64_t* considered) {
-  set_capacities(owner, considered ? considered : k, num_objects);
+                           const int64_t* considered, const PointSet* standing) {
+  prepare(owner, score, considered ? considered : k, num_objects, standing);
   float* const threshold = threshold_.data() + 1;
-  threshold[-1] = kInfinity;
-  for (int64_t g = 0; g < num_objects; ++g) threshold[g] = contests_[g].capacity > 0 ? 0.0f : kInfinity;
-
-  for (int64_t j = 0; j < num_points_; ++j) {
+  for_each_point(standing, num_points_, [&](int64_t j) {
     const int64_t g = owner[j];
     const float scored = score[j];
     owner[j] = kBackground;
     score[j] = 0.0f;
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
-    if (!(scored > threshold[g])) continue;
+    if (!(scored > threshold[g])) return;
     Contest& contest = contests_[g];
     ScoredPoint* const list = lists_.get() + contest.start;
     list[contest.filled++] = {scored, static_cast<int32_t>(j)};
-    if (contest.filled < 2 * contest.capacity) continue;
+    if (contest.filled < 2 * contest.capacity) return;
     keep_best(list, contest.capacity, contest.filled);
     contest.filled = contest.capacity;
     threshold[g] = list[contest.capacity - 1].score;
-  }
+  });
 
   for (int64_t g = 0; g < num_objects; ++g) {
     ScoredPoint* const list = lists_.get() + contests_[g].start;
