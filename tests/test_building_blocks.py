@@ -165,6 +165,21 @@ def test_topk_where_the_ks_sum_to_about_the_number_of_points(points, more):
             assert torch.equal(topk_per_object(*arguments), reference.topk_per_object(*arguments))
 
 
+@pytest.mark.parametrize("points", [40, 400, 4000])
+def test_topk_of_scores_a_unit_of_the_last_place_apart(points):
+    """At every eighth of an octave and beside it: on CPU scores are counted by their leading bits first."""
+    eighths = ((torch.arange(8) / 8 + 1) * 2.0 ** torch.arange(-7, 2)[:, None]).flatten()
+    scores = torch.cat([eighths, eighths.nextafter(torch.tensor(0.0)), eighths.nextafter(torch.tensor(inf))])
+    for seed in range(20):
+        drawn = generator(seed)
+        arguments = (
+            scores[torch.randint(0, len(scores), (points, 3), generator=drawn)],
+            torch.randint(0, points // 3, (3,), generator=drawn),
+            torch.ones(3),
+        )
+        assert torch.equal(topk_per_object(*arguments), reference.topk_per_object(*arguments))
+
+
 def test_topk_of_any_strides():
     scores = torch.rand(6, 90, generator=generator(10))
     k, areas = torch.full((6,), 4), torch.rand(6, generator=generator(11))
