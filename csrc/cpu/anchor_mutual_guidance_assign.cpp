@@ -232,9 +232,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       if (unit < selections) return select_for_classification(unit, slot);
       const int64_t image = images[(unit - selections) / num_blocks], b = (unit - selections) % num_blocks;
       const int64_t first = image * num_points, first_row = batch.first(image);
-      const Amplification of_image{batch.ranked(image),      labels + first_row,        logits,
-                                   image * logits.stride[0], needed.data() + first_row, floor.data() + first_row,
-                                   highest_floor[image],     by_anchor.score + first,   first_round};
+      const Amplification of_image{
+          batch.ranked(image),      labels + first_row,        logits,
+          image * logits.stride[0], needed.data() + first_row, floor.data() + first_row,
+          highest_floor[image],     by_anchor.score + first,   first_round,
+      };
       amplify_block(anchors_of(b), of_image, workspaces[slot], by_class.from(first), settled(image), amplified,
                     first_row);
     });

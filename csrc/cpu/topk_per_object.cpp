@@ -5,8 +5,8 @@
 
 namespace mgassign::cpu {
 
-// Scores are counted roughly, by their leading bits: eight classes an octave, from 1/16 on. What is lower belongs to the
-// lowest class, what is higher to the highest.
+// Scores are counted roughly, by their leading bits: eight classes an octave, from 1/16 on. What is lower belongs to
+// the lowest class, what is higher to the highest.
 constexpr int64_t kClasses = 32;
 constexpr uint32_t kClassBits = 20, kLowest = 0x3d800000u >> kClassBits;
 
