@@ -23,7 +23,7 @@ import mgassign
 import train
 from fcos_example import EXAMPLE, metrics_of, options
 from losses import LOSSES, Criterion
-from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign
+from mgassign import IGNORE, Assignment, PointGrid, TaskAligned, mutual_guidance_assign, task_aligned_assign
 from model import FCOS, Predictions
 from trainer import Trainer
 
@@ -89,6 +89,22 @@ def test_losses_are_those_of_the_positives(assigner, for_class, for_box):
     torch.testing.assert_close(result.sums, expected)
     class_points, box_points = ((owners[name] >= 0).sum() for name in (for_class, for_box))
     torch.testing.assert_close(result.counts, torch.stack([class_points, weights, box_points]).float())
+
+
+def test_task_aligned_points_learn_by_the_same_losses():
+    """The losses are those of points that were chosen outside, whatever the assigner."""
+    torch.manual_seed(0)
+    grid = PointGrid.for_image((64, 64), strides=(8, 16))
+    boxes, labels = torch.tensor([[[3.0, 5, 40, 50], [30, 2, 60, 30], [0, 0, 0, 0]]]), torch.tensor([[1, 0, -1]])
+    shape = 1, grid.num_points
+    predictions = Predictions(torch.randn(*shape, 3), grid.decode(torch.rand(*shape, 4) * 16 + 4), torch.randn(shape))
+    scene = grid, predictions.boxes, predictions.logits, boxes, labels
+    owner = task_aligned_assign(*scene, TaskAligned.ULTRALYTICS_8_3, activation="sigmoid").owner
+    assert set(owner.unique().tolist()) == {-1, 0, 1}
+    given = Assignment(owner, owner, owner, torch.zeros(3), torch.zeros_like(predictions.quality))
+    expected = Criterion(grid, "mutual", assign=lambda *_: given)(predictions, boxes, labels)
+    for found, wanted in zip(Criterion(grid, "task-aligned")(predictions, boxes, labels), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("quality", ["iou", "none"])

@@ -11,15 +11,26 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.profiler import record_function
 from torchvision.ops import generalized_box_iou_loss
 
-from mgassign import IGNORE, Assignment, PointGrid, centerness, mutual_guidance_assign, take
+from mgassign import (
+    IGNORE,
+    Assignment,
+    PointGrid,
+    TaskAligned,
+    TaskAlignedAssignment,
+    centerness,
+    mutual_guidance_assign,
+    take,
+    task_aligned_assign,
+)
 from model import Predictions
 
-# Which of an Assignment's fields trains classification, and which localization and centerness.
+# Which of an assignment's fields trains classification, and which localization and centerness.
 ASSIGNERS = {
     "original": ("original", "original"),
     "l2c": ("cls", "original"),
     "c2l": ("original", "loc"),
     "mutual": ("cls", "loc"),
+    "task-aligned": ("owner", "owner"),
 }
 LOSSES = ("class", "box", "quality")
 QUALITIES = ("centerness", "iou", "none")  # what the third branch learns
@@ -42,7 +53,7 @@ class Criterion:
         assigner: A name of ``ASSIGNERS``; may be changed between steps.
         quality: A name of ``QUALITIES``: the centerness of points that learn a box, the overlap of its own box where a
             point learns a class, or nothing.
-        assign: What does the work; ``profile_step.py`` puts plain PyTorch in its place.
+        assign: What does the work, but of ``"task-aligned"``; ``profile_step.py`` puts plain PyTorch in its place.
         settings: Keywords for ``assign``.
     """
 
@@ -60,8 +71,13 @@ class Criterion:
     def __call__(self, predictions: Predictions, boxes: Tensor, labels: Tensor) -> LossSums:
         """Objects padded: boxes float32 [B, G, 4] xyxy in pixels, labels int64 [B, G], -1 for padding, -2 for regions."""
         for_class, for_box = ASSIGNERS[self.assigner]
+        scene = self.grid, predictions.boxes, predictions.logits, boxes, labels
+        found: Assignment | TaskAlignedAssignment
         with record_function("assignment"):
-            found = self.assign(self.grid, predictions.boxes, predictions.logits, boxes, labels, **self.settings)
+            if self.assigner == "task-aligned":
+                found = task_aligned_assign(*scene, TaskAligned.ULTRALYTICS_8_3, activation="sigmoid")
+            else:
+                found = self.assign(*scene, **self.settings)
         # Everywhere below all points are computed and the negatives weighted by 0: no shape depends on
         # the data, so a GPU is never waited for.
         owner = getattr(found, for_class)

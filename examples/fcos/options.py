@@ -47,7 +47,7 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
 
     group = parser.add_argument_group("what is trained")
     group.add_argument("--assigner", choices=list(ASSIGNERS), default="mutual", help="who learns what: FCOS's original "
-                       "strategy, Localize to Classify or Classify to Localize alone, or both")  # fmt: skip
+                       "strategy, Localize to Classify or Classify to Localize alone, or both; or YOLOv8's")  # fmt: skip
     group.add_argument("--original-epochs", type=int, default=0, metavar="N",
                        help="begin with N epochs of the original strategy")  # fmt: skip
     group.add_argument("--box-weight", type=float, default=1.0, metavar="W", help="of the loss of boxes beside the other "

@@ -27,6 +27,7 @@ NAMES = {
     "l2c": "Localize to Classify",
     "c2l": "Classify to Localize",
     "mutual": "Mutual Guidance",
+    "task-aligned": "task-aligned",
 }
 Models = list[dict[str, Any]]
 
