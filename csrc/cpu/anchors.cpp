@@ -50,11 +50,11 @@ MGASSIGN_VECTOR float least_score(const TileFit& fit) {
   return without_tiny(least[0]);
 }
 
-// Of so many objects, each with the overlaps at the places of a tile.
-MGASSIGN_VECTOR void highest_of_each(const float* overlaps, int64_t count, float* highest) {
+// Of so many objects, whose overlaps at the places of a tile stand one after another.
+MGASSIGN_VECTOR void highest_of_each(const float* overlaps, const int32_t* objects, int64_t count, float* highest) {
   for (int64_t k = 0; k < count; ++k) {
     float most[kTilePoints];
-    std::copy_n(overlaps + k * kTilePoints, kTilePoints, most);
+    std::copy_n(overlaps + objects[k] * kTilePoints, kTilePoints, most);
     for (int half = kTilePoints / 2; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) most[i] = larger(most[i], most[i + half]);
     highest[k] = most[0];
@@ -79,6 +79,7 @@ BlockWorkspace::BlockWorkspace(int64_t most_objects)
       found(most_objects + 1),
       highest(most_objects * kTilePoints),
       known(most_objects),
+      may_lead(most_objects),
       bound(most_objects + kLanes),
       tiles(kTilesOfBlock) {}
 
@@ -95,7 +96,11 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
   float *const highest = workspace.highest.data(), *const known = workspace.known.data(),
                *const bound = workspace.bound.data();
   std::fill_n(highest, near.count * kTilePoints, 0.0f);
-  for (int64_t k = 0; k < near.count; ++k) known[k] = best.of(first_row + near.index[k]).score;
+  uint8_t* const may_lead = workspace.may_lead.data();
+  for (int64_t k = 0; k < near.count; ++k) {
+    known[k] = best.of(first_row + near.index[k]).score;
+    may_lead[k] = near.count <= kTogether;  // else tiles tell
+  }
   block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
     TileFit of_tile;
     of_tile.clear();
@@ -111,11 +116,14 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
         const int32_t k = found[n];
         found[waiting] = k;
         waiting += bound[k] >= least;
+        may_lead[k] |= bound[k] == kInfinity;
         if (waiting < kTogether) continue;
         fit(tile, near, found, waiting, of_tile, highest);
         least = least_score(of_tile);
         waiting = 0;
       }
+    } else if (near.count > kTogether) {
+      for (int64_t n = 0; n < num_touching; ++n) may_lead[found[n]] = 1;
     }
     fit(tile, near, found, waiting, of_tile, highest);
     for (int64_t i = 0; i < count; ++i) {
@@ -123,9 +131,14 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
       score[first + i] = of_tile.score[i];
     }
   });
-  highest_of_each(highest, near.count, known);
-  for (int64_t k = 0; k < near.count; ++k)
-    if (known[k] > 0.0f) best.raise(first_row + near.index[k], {known[k], static_cast<int32_t>(block.index)});
+  int64_t num_leading = 0;
+  for (int32_t k = 0; k < near.count; ++k) {
+    found[num_leading] = k;
+    num_leading += may_lead[k];
+  }
+  highest_of_each(highest, found, num_leading, known);
+  for (int64_t n = 0; n < num_leading; ++n)
+    if (known[n] > 0.0f) best.raise(first_row + near.index[found[n]], {known[n], static_cast<int32_t>(block.index)});
 }
 
 // An overlap is at most the area in common by either area, whatever the roundings.

@@ -78,9 +78,10 @@ struct BlockWorkspace {
   ObjectArrays near;          // the objects that a block may have to do with,
   std::vector<float> needed;  // and the overlap that they need
   std::vector<int32_t> found;
-  std::vector<float> highest;  // of each near object, by places in a tile
-  std::vector<float> known;    // the same, of blocks that came before
-  std::vector<float> bound;    // of their overlaps with a tile
+  std::vector<float> highest;     // of each near object, by places in a tile
+  std::vector<float> known;       // the same, of blocks that came before
+  std::vector<uint8_t> may_lead;  // whether it may have more here, or as much
+  std::vector<float> bound;       // of their overlaps with a tile
   std::vector<BoxTile> tiles;
 
   explicit BlockWorkspace(int64_t most_objects);
