@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
@@ -151,21 +152,25 @@ def markdown(models: Sequence[dict[str, Any]]) -> str:
 
 
 def figure_of(models: Sequence[dict[str, Any]]) -> Figure:
-    """A panel for each measure: a line over the epochs for each arm and reading."""
+    """A panel for each measure: a line over the epochs for each arm, by its colour, and reading, by its dashes."""
     means = by_arm(models)
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    colors = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(arm for arm, _ in means))}
+    figure = Figure(figsize=(12, 4), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
-        for number, arm in enumerate(dict.fromkeys(arm for arm, _ in means)):
+        entries = dict(zip(next(iter(means.values()))[name], ("-", "--", ":"), strict=False))
+        for arm, color in colors.items():
             epochs = {epoch: of_arm[name] for (of, epoch), of_arm in means.items() if of == arm}
-            for entry, style in zip(next(iter(epochs.values())), ("-", "--", ":"), strict=False):
+            for entry, style in entries.items():
                 values = [of_epoch[entry] for of_epoch in epochs.values()]
-                ax.plot(
-                    list(epochs), values, style, marker="o", ms=3, color=f"C{number}", label=f"{NAMES[arm]}, {entry}"
-                )
+                ax.plot(list(epochs), values, style, marker="o", ms=3, color=color)
         ax.set_title(title, size=10)
         ax.set_xlabel("epoch")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, handlelength=4, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
+        handles = [Line2D([], [], color="black", ls=style, label=entry) for entry, style in entries.items()]
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": len(entries)}
+        ax.legend(handles=handles, fontsize=8, frameon=False, **below)
+    handles = [Line2D([], [], color=color, lw=3, label=NAMES[arm]) for arm, color in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
 
