@@ -48,6 +48,31 @@ MGASSIGN_VECTOR int64_t rivals(const Box& box, const Objects& objects, const flo
   });
 }
 
+namespace {
+
+struct ScoredObject {
+  Object object;
+  float score;
+};
+
+// Lets the objects near an anchor that may not have been heard contest it.
+void contest(int64_t j, const Box& anchor, const Amplification& image, const Objects& near, AnchorWorkspace& workspace,
+             ScoredObject& winner) {
+  const AnchorAmplifier& amplifier = workspace.amplifier;
+  int32_t* const found = workspace.block.found.data();
+  const float least = larger(least_overlap(winner.score, amplifier.sigma()), kLeast);
+  const int64_t num_rivals = rivals(anchor, near, workspace.block.needed.data(), least, found);
+  for (int64_t n = 0; n < num_rivals; ++n) {
+    const Object rival = near[found[n]], held = winner.object;
+    const float logit = image.logits.at(image.place_of_logit(j, image.labels[rival.index]));
+    const float score = amplifier.score(iou_of(anchor, area_of(anchor), rival.box, rival.area), logit);
+    const bool first = smaller_object(rival.area, rival.index, held.area, held.index);
+    if (score > winner.score || (score == winner.score && first)) winner = {rival, score};
+  }
+}
+
+}  // namespace
+
 void amplify_block(const Block& block, const Amplification& image, AnchorWorkspace& workspace, const Standing& standing,
                    const PointSet& settled, BestPlaces& best, int64_t first_row) {
   BlockWorkspace& scratch = workspace.block;
@@ -71,7 +96,7 @@ void amplify_block(const Block& block, const Amplification& image, AnchorWorkspa
       highest[i] = score;
       whose[i] = workspace.place[k];
     }
-    matters[i] |= score >= workspace.floor[k] && image.may_win(j, score);
+    matters[i] |= score > 0.0f && score >= workspace.floor[k] && image.may_win(j, score);
     // Points come in their order, so an equal score never displaces.
     if (score > workspace.best[k].score) workspace.best[k] = {score, static_cast<int32_t>(j)};
   };
@@ -107,28 +132,16 @@ void amplify_block(const Block& block, const Amplification& image, AnchorWorkspa
   for (int64_t i = 0; i < block.count; ++i) {
     if (!matters[i]) continue;
     const int64_t j = block.first + i;
-    Object winner = image.objects[whose[i]];
+    ScoredObject winner{image.objects[whose[i]], highest[i]};
     // Whoever asks for a lower score was heard, if it has one as high. The others may have it unheard.
-    if (highest[i] < image.highest_floor) {
+    if (winner.score < image.highest_floor) {
       if (others.count == 0)
         others = scratch.take_near(image.objects, touching(extent.bounds, image.objects, found), image.needed);
       const Box anchor = block.tiles[i / kTilePoints][static_cast<int>(i % kTilePoints)];
-      const float least = larger(least_overlap(highest[i], workspace.amplifier.sigma()), kLeast);
-      const int64_t num_rivals = rivals(anchor, others, scratch.needed.data(), least, found);
-      for (int64_t n = 0; n < num_rivals; ++n) {
-        const Object rival = others[found[n]];
-        const float overlap = iou_of(anchor, area_of(anchor), rival.box, rival.area);
-        const float score =
-            workspace.amplifier.score(overlap, image.logits.at(image.place_of_logit(j, image.labels[rival.index])));
-        if (score < highest[i] ||
-            (score == highest[i] && !smaller_object(rival.area, rival.index, winner.area, winner.index)))
-          continue;
-        highest[i] = score;
-        winner = rival;
-      }
+      contest(j, anchor, image, others, workspace, winner);
     }
-    standing.score[j] = highest[i];
-    standing.owner[j] = winner.index;
+    standing.score[j] = winner.score;
+    standing.owner[j] = winner.object.index;
     settled.add(j);
   }
 }

@@ -136,9 +136,10 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
     found[num_leading] = k;
     num_leading += may_lead[k];
   }
-  highest_of_each(highest, found, num_leading, known);
+  float* const here = bound;  // which no tile needs any more
+  highest_of_each(highest, found, num_leading, here);
   for (int64_t n = 0; n < num_leading; ++n)
-    if (known[n] > 0.0f) best.raise(first_row + near.index[found[n]], {known[n], static_cast<int32_t>(block.index)});
+    if (here[n] > 0.0f) best.raise(first_row + near.index[found[n]], {here[n], static_cast<int32_t>(block.index)});
 }
 
 // An overlap is at most the area in common by either area, whatever the roundings.
