@@ -101,7 +101,7 @@ struct Amplification {
   const FloatView<3>& logits;
   int64_t first_logit;
   const float *needed, *floor;
-  float highest_floor;        // infinity where an object asks for nothing, and is not heard
+  float highest_floor;        // of the first round; who asks later scores less, or has lost the anchor by then
   const float* best_overlap;  // of each anchor
   bool first_round;
 

@@ -219,7 +219,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       const bool lacks = found[g] < num_positives[row] && floor[row] > 0.0f;
       if (lacks) floor[row] = first_round ? kNextFloor * floor[row] : 0.0f;
       needed[first_row + k] = lacks ? larger(least_overlap(floor[row], settings.sigma), kLeast) : kInfinity;
-      if (!lacks) highest_floor[image] = kInfinity;
       any |= lacks;
     }
     return any;
