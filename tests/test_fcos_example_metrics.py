@@ -9,6 +9,7 @@ pytest.importorskip("tqdm")
 pytest.importorskip("torchvision")
 
 import metrics
+import table
 from metrics import Detections, Truth, ap_of, bootstrap, coco_ap, match, voc_ap
 from runs import UserError
 from table import add_result, markdown, read_results, summarize
@@ -205,6 +206,25 @@ def test_the_interval_over_images_is_of_differences():
     assert "+1.5 to +1.5" in markdown(models)
 
 
+def test_differences_are_drawn_side_by_side(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    for name, seeds in (("one", (0,)), ("several", (0, 1, 2))):  # of one seed there is no interval
+        for seed in seeds:
+            for arm, ap in (("original", 40.0), ("mutual", 41.0 + seed), ("l2c", 90.0)):
+                add_result(tmp_path / f"{name}.json", {}, a_model(arm, seed, ap))
+    files = [tmp_path / f"{name}.json" for name in ("one", "several")]
+    assert table.main([*map(str, files), "--figure", str(tmp_path / "differences.svg")]) == 0
+    assert capsys.readouterr().out.count("| Mutual Guidance | ") == 2
+    assert "<svg" in (tmp_path / "differences.svg").read_text()
+    panels = table.figure_of({file.stem: read_results(file)["models"] for file in files}).axes
+    assert len(panels) == 2
+    for ax in panels:
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["one", "several"]
+        circles = [line.get_ydata() for line in ax.lines if line.get_marker() == "o"]
+        assert [list(of_seeds) for of_seeds in circles] == [[1.0], [1.0, 2.0, 3.0]]  # of Mutual Guidance alone
+
+
 def test_results_are_added_to(tmp_path):
     path = tmp_path / "results.json"
     add_result(path, {"test": ["x"]}, a_model("mutual", 1, 2.0))
@@ -214,6 +234,7 @@ def test_results_are_added_to(tmp_path):
     assert len(path.read_text().splitlines()) == 5  # a line for each model
     with pytest.raises(UserError, match=r"results\.json: holds results of another experiment"):
         add_result(path, {"test": ["y"]}, a_model("mutual", 1, 3.0))
-    path.write_text('{"models"')
-    with pytest.raises(UserError, match=r"results\.json: not a file of results"):
-        read_results(path)
+    for broken in ('{"models"', '{"models": []}', '{"setup": {}}'):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"results\.json: not a file of results"):
+            read_results(path)

@@ -1,6 +1,7 @@
 """Tables of what compare.py found: means, and paired differences with intervals over seeds and over images.
 
     python examples/fcos/table.py examples/fcos/results/frozen8.json
+    python examples/fcos/table.py examples/fcos/results/frozen*.json --figure differences.png
 
 A file of results has the experiment's setup and a line for each model. Any number of sessions may add theirs.
 """
@@ -13,12 +14,15 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluate import READINGS
-from runs import HelpFormatter, UserError, as_json, command, naming, one_at_a_time, write_text
+from runs import HelpFormatter, UserError, as_json, command, naming, one_at_a_time, write_file, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEASURES = ("AP", "AP50", "AP75")
 PRIMARY = ("AP", "AP75")  # with intervals
@@ -40,8 +44,8 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     with naming(path, "not a file of results"):
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setup": None, "models": []}
-        if not isinstance(results["models"], list):
-            raise TypeError("no list of models")
+        if not isinstance(results["models"], list) or "setup" not in results:
+            raise TypeError("no list of models, or no setup")
     return results
 
 
@@ -158,15 +162,52 @@ def _difference_cells(entry: dict[str, Any]) -> list[str]:
     return [f"{entry['difference']:+.2f}{half}", interval]
 
 
+def figure_of(experiments: dict[str, Models]) -> Figure:
+    """Mutual Guidance less the original strategy in each experiment: a panel for each primary measure, a colour for a reading.
+
+    A circle for each seed and a dash for their mean, which has its interval over seeds as a wide bar, over images as a thin one.
+    """
+    from matplotlib.figure import Figure  # here, as SciPy
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = dict(zip(PRIMARY, figure.subplots(1, len(PRIMARY)), strict=True))
+    for number, reading in enumerate(READINGS):
+        color = f"C{number}"
+        for place, models in enumerate(experiments.values()):
+            x = place + 0.2 * (number - (len(READINGS) - 1) / 2)
+            pairs = [of for (_, arm), of in summarize(models, reading).items() if arm == "mutual" and "pairs" in of]
+            for measure, entry in ((measure, of[measure]) for of in pairs for measure in PRIMARY):
+                ax, mean, half = panels[measure], entry["difference"], entry.get("half_interval", 0.0)
+                ax.plot([x, x], [mean - half, mean + half], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
+                ax.plot([x, x], entry.get("images_interval", [mean, mean]), color=color, lw=1)
+                ax.plot([x] * len(entry["by_seed"]), entry["by_seed"], "o", mfc="none", color=color, ms=3)
+                ax.plot([x], [mean], "_", color=color, ms=12, mew=2)
+    for measure, ax in panels.items():
+        ax.axhline(0, color="black", lw=0.5)
+        ax.set_xticks(range(len(experiments)), list(experiments))
+        ax.set_title(f"{measure}: Mutual Guidance less the original strategy", size=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    handles = [Line2D([], [], color=f"C{number}", lw=3, label=reading) for number, reading in enumerate(READINGS)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="files that compare.py wrote")
+    parser.add_argument("--figure", type=Path, help="draw Mutual Guidance's differences side by side, a PNG or SVG")
     args = parser.parse_args(arguments)
+    experiments: dict[str, Models] = {}
     for path in args.results:
         results = read_results(path)
         if not results["models"]:
             raise UserError(f"{path}: has no results")
+        experiments[path.stem] = results["models"]
         print(f"{path.stem}: {json.dumps(results['setup'])}\n\n{markdown(results['models'])}")
+    if args.figure:
+        kind = args.figure.suffix[1:] or "png"
+        write_file(args.figure, lambda file: figure_of(experiments).savefig(file, format=kind, dpi=130))
     return 0
 
 
