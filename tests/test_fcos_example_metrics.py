@@ -212,17 +212,23 @@ def test_differences_are_drawn_side_by_side(tmp_path, capsys):
     for name, seeds in (("one", (0,)), ("several", (0, 1, 2))):  # of one seed there is no interval
         for seed in seeds:
             for arm, ap in (("original", 40.0), ("mutual", 41.0 + seed), ("l2c", 90.0)):
-                add_result(tmp_path / f"{name}.json", {}, a_model(arm, seed, ap))
-    files = [tmp_path / f"{name}.json" for name in ("one", "several")]
+                add_result(tmp_path / name / "results.json", {}, a_model(arm, seed, ap))
+    files = [tmp_path / name / "results.json" for name in ("one", "several")]
     assert table.main([*map(str, files), "--figure", str(tmp_path / "differences.svg")]) == 0
-    assert capsys.readouterr().out.count("| Mutual Guidance | ") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("| Mutual Guidance | ") == 2
+    assert [line.split(":")[0] for line in printed.splitlines() if line.endswith(": {}")] == ["one", "several"]
     assert "<svg" in (tmp_path / "differences.svg").read_text()
-    panels = table.figure_of({file.stem: read_results(file)["models"] for file in files}).axes
+    panels = table.figure_of([(file.parent.name, read_results(file)["models"]) for file in files]).axes
     assert len(panels) == 2
     for ax in panels:
         assert [label.get_text() for label in ax.get_xticklabels()] == ["one", "several"]
         circles = [line.get_ydata() for line in ax.lines if line.get_marker() == "o"]
         assert [list(of_seeds) for of_seeds in circles] == [[1.0], [1.0, 2.0, 3.0]]  # of Mutual Guidance alone
+
+    with pytest.raises(SystemExit):
+        table.main([str(files[0]), "--figure", "differences.doc"])
+    assert "--figure: expected a name that ends with .png or .svg, got differences.doc" in capsys.readouterr().err
 
 
 def test_results_are_added_to(tmp_path):

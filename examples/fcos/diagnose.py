@@ -29,7 +29,7 @@ from evaluate import READINGS, load_model, readings_of
 from losses import paired_iou
 from mgassign import fcos_assign, mutual_guidance_assign, take
 from model import FCOS
-from runs import HelpFormatter, RunFolder, UserError, command, join_world, positive, write_file, write_json
+from runs import HelpFormatter, RunFolder, UserError, command, join_world, picture, positive, write_figure, write_json
 from table import NAMES
 
 LEAST_POINTS = 3  # of an object: two are in order or not
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of train.py or compare.py")
     parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="images to look at")
     parser.add_argument("--json", type=Path, help="write what is told of each model there")
-    parser.add_argument("--figure", type=Path, help="draw it over the epochs, a PNG or SVG")
+    parser.add_argument("--figure", type=picture, help="draw it over the epochs, a PNG or SVG")
     parser.add_argument("--batch", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(arguments)
@@ -196,8 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         write_json(args.json, {"data": args.data, "models": models})
     if args.figure:
-        kind = args.figure.suffix[1:] or "png"
-        write_file(args.figure, lambda file: figure_of(models).savefig(file, format=kind, dpi=130))
+        write_figure(args.figure, figure_of(models))
     print(markdown(models), end="")
     return 0
 

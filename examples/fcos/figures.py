@@ -26,7 +26,7 @@ from evaluate import detect, load_model, readings_of
 from metrics import Detections
 from mgassign import Assignment, draw, mutual_guidance_assign
 from model import FCOS
-from runs import HelpFormatter, UserError, command, join_world, positive, write_file
+from runs import HelpFormatter, UserError, command, join_world, positive, write_figure
 
 MEANINGS = {"original": "original", "cls": "Localize to Classify", "loc": "Classify to Localize"}
 CLASS_COLORS = ("#00b8d9", "#ffab00", "#ff5c8a", "#8bd450", "#b388ff", "#ff7043", "#4dd0e1", "#dce775")
@@ -101,7 +101,7 @@ def figure_2(
 
 
 def save(figure: Figure, path: Path) -> None:
-    write_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    write_figure(path, figure)
     print(f"wrote {path}")
 
 

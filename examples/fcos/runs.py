@@ -14,11 +14,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class UserError(Exception):
@@ -78,6 +81,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         why = cause.strerror if isinstance(cause, OSError) else None
         raise UserError(f"cannot write {path}: {why or str(error).splitlines()[0]}") from error
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a picture of the kind that the path's name ends with, as :func:`write_file`."""
+    write_file(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
 
 
 def _remove(path: Path) -> None:
@@ -293,3 +301,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
+
+
+def picture(text: str) -> Path:
+    """For argparse: where to write a picture."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends with .png or .svg, got {text}")
+    return path

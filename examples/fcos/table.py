@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluate import READINGS
-from runs import HelpFormatter, UserError, as_json, command, naming, one_at_a_time, write_file, write_text
+from runs import HelpFormatter, UserError, as_json, command, naming, one_at_a_time, picture, write_figure, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,7 +162,7 @@ def _difference_cells(entry: dict[str, Any]) -> list[str]:
     return [f"{entry['difference']:+.2f}{half}", interval]
 
 
-def figure_of(experiments: dict[str, Models]) -> Figure:
+def figure_of(experiments: list[tuple[str, Models]]) -> Figure:
     """Mutual Guidance less the original strategy in each experiment: a panel for each primary measure, a colour for a reading.
 
     A circle for each seed and a dash for their mean, which has its interval over seeds as a wide bar, over images as a thin one.
@@ -174,7 +174,7 @@ def figure_of(experiments: dict[str, Models]) -> Figure:
     panels = dict(zip(PRIMARY, figure.subplots(1, len(PRIMARY)), strict=True))
     for number, reading in enumerate(READINGS):
         color = f"C{number}"
-        for place, models in enumerate(experiments.values()):
+        for place, (_, models) in enumerate(experiments):
             x = place + 0.2 * (number - (len(READINGS) - 1) / 2)
             pairs = [of for (_, arm), of in summarize(models, reading).items() if arm == "mutual" and "pairs" in of]
             for measure, entry in ((measure, of[measure]) for of in pairs for measure in PRIMARY):
@@ -185,7 +185,7 @@ def figure_of(experiments: dict[str, Models]) -> Figure:
                 ax.plot([x], [mean], "_", color=color, ms=12, mew=2)
     for measure, ax in panels.items():
         ax.axhline(0, color="black", lw=0.5)
-        ax.set_xticks(range(len(experiments)), list(experiments))
+        ax.set_xticks(range(len(experiments)), [name for name, _ in experiments])
         ax.set_title(f"{measure}: Mutual Guidance less the original strategy", size=10)
         ax.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=f"C{number}", lw=3, label=reading) for number, reading in enumerate(READINGS)]
@@ -196,18 +196,19 @@ def figure_of(experiments: dict[str, Models]) -> Figure:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="files that compare.py wrote")
-    parser.add_argument("--figure", type=Path, help="draw Mutual Guidance's differences side by side, a PNG or SVG")
+    parser.add_argument("--figure", type=picture, help="draw Mutual Guidance's differences side by side, a PNG or SVG")
     args = parser.parse_args(arguments)
-    experiments: dict[str, Models] = {}
+    experiments: list[tuple[str, Models]] = []
     for path in args.results:
         results = read_results(path)
         if not results["models"]:
             raise UserError(f"{path}: has no results")
-        experiments[path.stem] = results["models"]
-        print(f"{path.stem}: {json.dumps(results['setup'])}\n\n{markdown(results['models'])}")
+        # What compare.py writes by default is called the same in every folder.
+        name = path.absolute().parent.name if path.name == "results.json" else path.stem
+        experiments.append((name, results["models"]))
+        print(f"{name}: {json.dumps(results['setup'])}\n\n{markdown(results['models'])}")
     if args.figure:
-        kind = args.figure.suffix[1:] or "png"
-        write_file(args.figure, lambda file: figure_of(experiments).savefig(file, format=kind, dpi=130))
+        write_figure(args.figure, figure_of(experiments))
     return 0
 
 
