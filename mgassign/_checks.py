@@ -21,7 +21,7 @@ def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING,
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        expected = "a floating-point" if torch.float32 in dtypes else "an integer"
+        expected = "a floating-point" if torch.float32 in dtypes else "an integer" if len(dtypes) > 1 else "an int64"
         raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
     dense(name, value)
     if like is not None and value.device != like.device:
@@ -79,15 +79,13 @@ def number(
         float(value).hex()
 
 
-def count(name: str, value: Any, at_most: int = LARGEST_COUNT) -> None:
-    """A whole number of at least 0, below 2^31."""
+def count(name: str, value: Any, at_least: int = 0, at_most: int = LARGEST_COUNT) -> None:
+    """A whole number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name}: expected at least 0, got {value}")
-    if value > at_most:
-        bound = "less than 2^31" if at_most == LARGEST_COUNT else f"at most {at_most}"
-        raise ValueError(f"{name}: expected {bound}, got {value}")
+    if not at_least <= value <= at_most:
+        bounds = f"{at_least} to {at_most}" if at_most < LARGEST_COUNT else f"at least {at_least}, less than 2^31"
+        raise ValueError(f"{name}: expected {bounds}, got {value}")
 
 
 def flag(name: str, value: Any) -> None:

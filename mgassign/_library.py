@@ -33,7 +33,7 @@ OPERATORS = (
 
 def _find(name: str) -> Path | None:
     """The compiled library of that name beside this file."""
-    candidates = (Path(__file__).with_name(name + suffix) for suffix in (".abi3.so", ".so", ".pyd"))
+    candidates = (Path(__file__).with_name(name + suffix) for suffix in (".abi3.so", ".so"))
     return next((path for path in candidates if path.exists()), None)
 
 

@@ -95,11 +95,11 @@ def pack_quota(
 
     ``min_points`` and ``num_points`` are a caller's, checked here to be at most ``limit``.
     """
-    _checks.count("min_points", min_points, limit)
+    _checks.count("min_points", min_points, at_most=limit)
     if num_points is None:
         return None, min_points, max(min_points, max_points)
     if isinstance(num_points, int) and not isinstance(num_points, bool):
-        _checks.count("num_points", num_points, limit)
+        _checks.count("num_points", num_points, at_most=limit)
         return None, max(min_points, num_points), max(min_points, num_points)
     return pack_counts("num_points", num_points, boxes), min_points, max(min_points, max_points)
 
@@ -162,10 +162,14 @@ def _dense(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values if values.dtype == dtype else values.to(dtype)).contiguous()
 
 
+def _form(packed: Packed) -> str:
+    return "a list" if packed.counts is not None else "padded" if packed.offsets is None else "jagged"
+
+
 def _check_match(name: str, values: Packed, boxes: Packed) -> None:
     """A property in the form of the boxes, one for each box of each image."""
     if (boxes.counts is None) != (values.counts is None) or (boxes.offsets is None) != (values.offsets is None):
-        raise ValueError(f"{name}: expected the form of gt_boxes (list, padded or jagged), got another")
+        raise ValueError(f"{name}: expected the form of gt_boxes, {_form(boxes)}, got {_form(values)}")
     if boxes.counts != values.counts:
         raise ValueError(f"{name}: expected as many as boxes in each image, {boxes.counts}, got {values.counts}")
     if boxes.counts is not None:

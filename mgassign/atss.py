@@ -71,9 +71,7 @@ def atss_assign(
         boxes, packed = pack_objects(gt_boxes, gt_labels)
         labels = packed.values
     _checks.number("anchor_scale", anchor_scale, above=0)
-    _checks.count("topk", topk)
-    if not 1 <= topk <= MOST_CHOSEN:
-        raise ValueError(f"topk: expected 1 to {MOST_CHOSEN}, got {topk}")
+    _checks.count("topk", topk, at_least=1, at_most=MOST_CHOSEN)
     # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return AtssAssignment(
         *_library.call(

@@ -67,9 +67,7 @@ class PointGrid:
         strides = _strides(self.strides)
         count = len(strides)
         heights, widths = _sides("heights", self.heights, count), _sides("widths", self.widths, count)
-        spacings = _pairs("spacings", self.spacings, count)
-        if any(side < _SMALLEST for pair in spacings for side in pair):
-            raise ValueError(f"spacings: expected numbers above 0 in float32, got {self.spacings!r}")
+        spacings = _above_0("spacings", self.spacings, _pairs("spacings", self.spacings, count))
         offsets = _pairs("offsets", self.offsets, count)
         ranges = _pairs("ranges", self.ranges, count, finite=False)
         if any(lo > hi for lo, hi in ranges):
@@ -162,7 +160,7 @@ class PointGrid:
             heights=tuple(height for height, _ in cells),
             widths=tuple(width for _, width in cells),
             strides=strides,
-            spacings=_per_level("spacing", spacing, strides, default=lambda s: s),
+            spacings=_above_0("spacing", spacing, _per_level("spacing", spacing, strides, default=lambda s: s)),
             offsets=_per_level("offset", offset, strides, default=lambda s: s // 2),
             ranges=_default_ranges(strides) if ranges is None else _pairs("ranges", ranges, count, finite=False),
         )
@@ -302,6 +300,12 @@ def _pairs(name: str, values: Any, count: int, *, finite: bool = True) -> tuple[
         raise ValueError(f"{name}: expected two numbers per level ({count}), got {values!r}")
     first, second = ([float(_number(name, pair[i], finite=finite)) for pair in levels] for i in (0, 1))
     return tuple(zip(first, second, strict=True))
+
+
+def _above_0(name: str, values: Any, pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    if any(side < _SMALLEST for pair in pairs for side in pair):
+        raise ValueError(f"{name}: expected numbers above 0 in float32, got {values!r}")
+    return pairs
 
 
 def _per_level(name: str, values: Any, strides: tuple[float, ...], default: Any) -> tuple[tuple[float, float], ...]:

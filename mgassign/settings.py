@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from . import _checks
 
@@ -11,12 +11,6 @@ __all__ = ["SimOTA", "SoftLabel", "TaskAligned"]
 
 #: The most points that an object may choose: the lists of choices are kept in fast memory.
 MOST_CHOSEN = 128
-
-
-def _check_chosen(name: str, value: object) -> None:
-    _checks.count(name, value)
-    if not 1 <= cast(int, value) <= MOST_CHOSEN:
-        raise ValueError(f"{name}: expected 1 to {MOST_CHOSEN}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,8 @@ class TaskAligned:
     Presets, each compared with the package: ``ULTRALYTICS`` (8.4.139 and newer: YOLOv8, YOLO11, YOLO12 and the many of
     YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head),
     ``ULTRALYTICS_8_4_0`` (8.4.0 to 8.4.100), ``ULTRALYTICS_8_3`` (8.3), ``TOOD`` (mmdet 3.3).
-    In those of ultralytics ``least_side`` is the stride of the second level, ``raise_below`` that of the first;
-    ``dataclasses.replace`` makes others.
+    In those of ultralytics 8.4 ``least_side`` is the stride of the second level, and ``raise_below`` of
+    ``ULTRALYTICS_8_4_0`` that of the first; ``dataclasses.replace`` makes others.
     """
 
     k: int = 10
@@ -70,7 +64,7 @@ class TaskAligned:
         for name in ("k", "keep"):
             value = getattr(self, name)
             if value is not None or name == "k":
-                _check_chosen(name, value)
+                _checks.count(name, value, at_least=1, at_most=MOST_CHOSEN)
         _checks.number("alpha", self.alpha, at_least=0)
         _checks.number("beta", self.beta, above=0)
         _checks.choice("overlap", self.overlap, ("ciou", "iou"))
@@ -126,7 +120,7 @@ class SimOTA:
     MMDET: ClassVar[SimOTA]
 
     def __post_init__(self) -> None:
-        _check_chosen("best_overlaps", self.best_overlaps)
+        _checks.count("best_overlaps", self.best_overlaps, at_least=1, at_most=MOST_CHOSEN)
         _checks.flag("inside", self.inside)
         for name in ("center_radius", "overlap_weight", "epsilon"):
             _checks.number(name, getattr(self, name), above=0)
@@ -164,7 +158,7 @@ class SoftLabel:
     MMDET: ClassVar[SoftLabel]
 
     def __post_init__(self) -> None:
-        _check_chosen("best_overlaps", self.best_overlaps)
+        _checks.count("best_overlaps", self.best_overlaps, at_least=1, at_most=MOST_CHOSEN)
         for name in ("overlap_weight", "epsilon"):
             _checks.number(name, getattr(self, name), above=0)
         _checks.number("center_radius", self.center_radius, at_least=0)

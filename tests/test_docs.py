@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import tokenize
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -64,6 +66,30 @@ def test_commands_exist(document):
             assert (ROOT / words[1]).exists(), command
         else:
             assert words[0] in ("pip", "git", "cd"), command
+
+
+def lines_of_code(path: Path) -> int:
+    """How many are not blank, a comment or a docstring."""
+    documented = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    ]
+    docstrings = [node.body[0] for node in documented if ast.get_docstring(node) is not None]
+    with path.open("rb") as file:
+        tokens = [t for t in tokenize.tokenize(file.readline) if t.type not in (tokenize.ENCODING, tokenize.COMMENT)]
+    lines = {line for t in tokens if t.string.strip() for line in range(t.start[0], t.end[0] + 1)}
+    return len(lines - {line for node in docstrings for line in range(node.lineno, node.end_lineno + 1)})
+
+
+def test_detectors_have_as_many_lines_as_is_said():
+    folder = ROOT / "examples/detectors"
+    lines = {path.name: lines_of_code(path) for path in folder.glob("*.py")}
+    table = re.findall(r"\((\w+\.py)\) \| (\d+) \|", (folder / "README.md").read_text())
+    assert {name: int(said) for name, said in table} == lines
+    said = f"{min(lines.values())} to {max(lines.values())} lines each"
+    assert said in (ROOT / "README.md").read_text()
+    assert said in (ROOT / "CHANGELOG.md").read_text()
 
 
 class Page(HTMLParser):

@@ -306,8 +306,8 @@ ERRORS = {
     "a label of no class": (
         {"gt_labels": [torch.tensor([2])]}, ValueError, "gt_labels: expected a label in [0, 2), -1 (padding) or -2",
     ),
-    "number below 0": ({"num_points": -1}, ValueError, "num_points: expected at least 0, got -1"),
-    "too many": ({"num_points": 129}, ValueError, "num_points: expected at most 128, got 129"),
+    "number below 0": ({"num_points": -1}, ValueError, "num_points: expected 0 to 128, got -1"),
+    "too many": ({"num_points": 129}, ValueError, "num_points: expected 0 to 128, got 129"),
     "unknown activation": ({"activation": "softmax"}, ValueError, "activation: expected one of 'none', 'sigmoid', got 'softmax'"),
 }  # fmt: skip
 

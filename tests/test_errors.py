@@ -104,7 +104,7 @@ ASSIGN_ERRORS = {
         {"gt_labels": LABELS[:1]}, ValueError, "gt_labels: expected as many as boxes in each image, [2, 1], got [2]",
     ),
     "labels of another form": (
-        {"gt_labels": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "gt_labels: expected the form of gt_boxes",
+        {"gt_labels": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "gt_labels: expected the form of gt_boxes, a list, got padded",
     ),
     "labels padded otherwise": (
         {"gt_boxes": torch.rand(2, 3, 4), "gt_labels": torch.zeros(2, 2, dtype=torch.int64)}, ValueError,
@@ -161,9 +161,9 @@ ASSIGN_ERRORS = {
     "negative radius": ({"center_radius": -1.5}, ValueError, "center_radius: expected a finite number of at least 0, got -1.5"),
     "infinite radius": ({"center_radius": math.inf}, ValueError, "center_radius: expected a finite number of at least 0"),
     "level_gate a number": ({"level_gate": 1}, TypeError, "level_gate: expected a bool, got int"),
-    "negative min_points": ({"min_points": -1}, ValueError, "min_points: expected at least 0, got -1"),
+    "negative min_points": ({"min_points": -1}, ValueError, "min_points: expected at least 0, less than 2^31, got -1"),
     "min_points a float": ({"min_points": 1.0}, TypeError, "min_points: expected an int, got float"),
-    "min_points beyond int32": ({"min_points": 2**64}, ValueError, "min_points: expected less than 2^31, got 18446744073709551616"),
+    "min_points beyond int32": ({"min_points": 2**64}, ValueError, "min_points: expected at least 0, less than 2^31, got 18446744073709551616"),
     "sigma beyond float": ({"sigma": 10**400}, ValueError, "sigma: expected a finite number above 1, got 1000"),
     "sigma beyond float32": ({"sigma": 1e39}, ValueError, "sigma: expected a finite number above 1, got 1e+39"),
     "radius beyond float": ({"center_radius": 10**400}, ValueError, "center_radius: expected a finite number of at least 0, got 1000"),
@@ -172,13 +172,13 @@ ASSIGN_ERRORS = {
     "ignore_share above 1": ({"ignore_share": 1.5}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got 1.5"),
     "ignore_share NaN": ({"ignore_share": math.nan}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got nan"),
     "ignore_share that rounds to 0": ({"ignore_share": 1e-60}, ValueError, "ignore_share: expected a number above 0, at most 1"),
-    "negative num_points": ({"num_points": -1}, ValueError, "num_points: expected at least 0, got -1"),
+    "negative num_points": ({"num_points": -1}, ValueError, "num_points: expected at least 0, less than 2^31, got -1"),
     "num_points a float": ({"num_points": 1.5}, TypeError, "num_points: expected a list of tensors or a tensor, got float"),
     "num_points a bool": ({"num_points": True}, TypeError, "num_points: expected a list of tensors or a tensor, got bool"),
     "num_points of floats": ({"num_points": torch.ones(3)}, TypeError, "num_points: expected an integer tensor, got torch.float32"),
     "num_points too few": ({"num_points": torch.ones(2).long()}, ValueError, "num_points: expected shape [3], got [2]"),
     "num_points of another form": (
-        {"num_points": torch.ones(2, 2).long()}, ValueError, "num_points: expected the form of gt_boxes (list, padded or jagged)",
+        {"num_points": torch.ones(2, 2).long()}, ValueError, "num_points: expected the form of gt_boxes, a list, got padded",
     ),
     "num_points that fall otherwise": (
         {"num_points": LABELS[::-1]}, ValueError, "num_points: expected as many as boxes in each image, [2, 1], got [1, 2]",

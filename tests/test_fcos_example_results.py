@@ -19,7 +19,7 @@ import figures
 import profile_step
 import train
 from fcos_example import TINY, options
-from runs import command
+from runs import command, load_checkpoint, write_tensors
 from trainer import Trainer
 
 
@@ -106,6 +106,14 @@ def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
     table = capsys.readouterr().out
     assert table.count("| Mutual Guidance | 3 | 1 |") == 3 == table.count("| original | 1 | 1 |")
 
+    state = load_checkpoint(folders[1] / "last.pt")
+    write_tensors(folders[1] / "last.pt", state | {"config": state["config"] | {"quality": "iou"}})
+    assert command(diagnose.main, [*map(str, folders), "--data", f"{data}:test"]) == 2
+    assert (
+        f"in --assigner and --seed, but quality was 'iou' there, 'centerness' in {folders[0]}"
+        in capsys.readouterr().err
+    )
+
     (folders[1] / "last.pt").unlink()
     assert command(diagnose.main, [str(folders[1]), "--data", f"{data}:test"]) == 2
     assert f"{folders[1]}: no last.pt in it" in capsys.readouterr().err
@@ -126,5 +134,7 @@ def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path
     torch.testing.assert_close(
         torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"])
     )
+    with pytest.raises(SystemExit):  # the reference would not be asked
+        profile_step.main([*arguments, "--", *TINY, "--batch", "4", "--assigner", "task-aligned"])
     shares = json.loads((tmp_path / "share.json").read_text())
     assert 0 < shares["mgassign"]["share_percent"] < shares["reference"]["share_percent"] < 100

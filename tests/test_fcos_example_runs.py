@@ -248,7 +248,7 @@ def test_json_has_no_nan(tmp_path):
     ("state", "message"),
     [
         ([1], "it has no model, model_settings"),
-        (CHECKPOINT | {"config": {}}, "it has no config.quality, config.amp"),
+        (CHECKPOINT | {"config": {}}, "it has no config.assigner, config.seed"),
         ({name: part for name, part in CHECKPOINT.items() if name != "model_settings"}, "it has no model_settings"),
         (CHECKPOINT | {"config": None}, "not a checkpoint of train.py"),
         (CHECKPOINT, "its weights are not those of the network"),

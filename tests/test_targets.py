@@ -112,7 +112,8 @@ labels = [torch.tensor([1, 2]), torch.tensor([3])]
     ("arguments", "error", "message"),
     [
         (([0], labels), TypeError, "owner: expected a tensor, got list"),
-        ((owner.float(), labels), TypeError, "owner: expected an integer tensor, got torch.float32"),
+        ((owner.float(), labels), TypeError, "owner: expected an int64 tensor, got torch.float32"),
+        ((owner.int(), labels), TypeError, "owner: expected an int64 tensor, got torch.int32"),
         ((owner[0], labels), ValueError, r"owner: expected shape \[B, P\], got \[2\]"),
         ((owner, 3), TypeError, "objects: expected a list of tensors or a tensor, got int"),
         ((owner, labels[:1]), ValueError, r"objects: expected one tensor per image \(2\), got 1"),

@@ -383,9 +383,9 @@ ERRORS = {
         {"gt_labels": [torch.tensor([2])]}, ValueError, "gt_labels: expected a label in [0, 2), -1 (padding) or -2",
     ),
     "no settings": ({"settings": "ULTRALYTICS"}, TypeError, "settings: expected TaskAligned, got str"),
-    "number below 0": ({"num_points": -1}, ValueError, "num_points: expected at least 0, got -1"),
-    "too many": ({"num_points": 129}, ValueError, "num_points: expected at most 128, got 129"),
-    "too many at least": ({"min_points": 129}, ValueError, "min_points: expected at most 128, got 129"),
+    "number below 0": ({"num_points": -1}, ValueError, "num_points: expected 0 to 128, got -1"),
+    "too many": ({"num_points": 129}, ValueError, "num_points: expected 0 to 128, got 129"),
+    "too many at least": ({"min_points": 129}, ValueError, "min_points: expected 0 to 128, got 129"),
     "numbers of other objects": (
         {"num_points": torch.tensor([1, 2])}, ValueError, "num_points: expected shape [1], got [2]",
     ),

@@ -29,10 +29,22 @@ from evaluate import READINGS, load_model, readings_of
 from losses import paired_iou
 from mgassign import fcos_assign, mutual_guidance_assign, take
 from model import FCOS
-from runs import HelpFormatter, RunFolder, UserError, command, join_world, picture, positive, write_figure, write_json
+from runs import (
+    HelpFormatter,
+    RunFolder,
+    UserError,
+    command,
+    join_world,
+    load_checkpoint,
+    picture,
+    positive,
+    write_figure,
+    write_json,
+)
 from table import NAMES
 
 LEAST_POINTS = 3  # of an object: two are in order or not
+ALIKE = ("quality", "min_points", "level_gate")  # in all runs: tables tell them apart by their strategy
 BEST = "best at hand"
 MEASURES = {
     "rank": "rank correlation of score and overlap",
@@ -121,6 +133,20 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     return [*folder.kept(), (lines[-1]["epoch"] + 1 if lines else 0, folder.last)]
 
 
+def check_alike(runs: Sequence[Path]) -> None:
+    """That runs differ in strategy and seed, not in what else decides which points learn.
+
+    Raises:
+        UserError: if they do.
+    """
+    first, *others = ((run, load_checkpoint(RunFolder(run).last)["config"]) for run in runs)
+    for run, config in others:
+        for name in ALIKE:
+            if config[name] != first[1][name]:
+                told = f"{name} was {config[name]!r} there, {first[1][name]!r} in {first[0]}"
+                raise UserError(f"{run}: expected runs that differ in --assigner and --seed, but {told}")
+
+
 def by_arm(models: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
     """Means over the seeds of each arm and epoch."""
     groups: defaultdict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
@@ -184,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(arguments)
     checkpoints = [checkpoint for run in args.runs for checkpoint in checkpoints_of(run)]
+    check_alike(args.runs)
     models = []
     with join_world(args.device) as world:
         for epoch, path in checkpoints:

@@ -57,7 +57,7 @@ class FCOS(nn.Module):
         tune_from: int = 0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.size = num_classes, size
+        self.size = size
         self.grid = PointGrid.for_image((size, size), STRIDES)
         self.backbone = Backbone(backbone, norm, pretrained, tune_from)
         channels = list(BACKBONES[backbone].taps.values())

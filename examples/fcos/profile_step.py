@@ -1,6 +1,6 @@
 """What share of a training step assignment takes: for mgassign, and for the plain PyTorch reference in its place.
 
-    python examples/fcos/profile_step.py --data VOC2007:trainval --batch 32
+    python examples/fcos/profile_step.py --data VOC2007:trainval -- --batch 32
 
 Measured by the torch profiler on whole steps: changes to the images, network, assignment, losses, gradients, optimizer.
 On a GPU both are kernel times. The reference handles one image, so for a batch it runs image by image.
@@ -80,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args, passed_on = parser.parse_args(arguments[:split]), arguments[split + 1 :]
     settings = parse(["profile", *passed_on])
+    if settings.assigner == "task-aligned":
+        parser.error(
+            "argument --assigner: expected one of Mutual Guidance's, as whose reference plain PyTorch is timed"
+        )
     results: dict[str, Any] = {}
     with join_world(settings.device) as world:
         records, classes = read_splits(args.data or [f"{default_set()}:train"])

@@ -170,7 +170,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-SETTINGS = ("quality", "amp", "min_points", "level_gate")  # of a checkpoint's, those that others than train.py ask for
+SETTINGS = (
+    "assigner",
+    "seed",
+    "quality",
+    "amp",
+    "min_points",
+    "level_gate",
+)  # of a checkpoint's, those that others than train.py ask for
 
 
 class RunFolder:
