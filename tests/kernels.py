@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import faulthandler
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,16 @@ def on_gpu(name: str, *arguments: Any, repeatable: bool = True) -> Any:
 
     results = getattr(torch.ops.mgassign, name)(*(moved(value, "cuda") for value in arguments))
     return results.cpu() if isinstance(results, torch.Tensor) else tuple(result.cpu() for result in results)
+
+
+@contextmanager
+def ending(seconds: float = 300) -> Iterator[None]:
+    """Ends the process where what is inside does not end: a kernel cannot be interrupted, and xdist names the test."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def check_parity(run: Run, name: str, *arguments: Any) -> Any:

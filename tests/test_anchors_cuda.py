@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import check_parity
+from kernels import check_parity, ending
 from test_anchors import BAD_BOXES, OBJECT_CASES, AnchorScene, anchor_scene, lay_anchors, scene_around
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
@@ -111,6 +111,42 @@ def test_more_images_than_one_launch_takes(run):
     for form in ("list", "jagged"):
         match(run, scene, form)
         guide(run, scene, form)
+
+
+def test_an_overlap_that_is_subnormal(run):
+    # 9e-8 of 1e38: rounded up to the least number there is, above what the areas allow.
+    anchor, huge = torch.tensor([[0.0, 0, 3e-4, 3e-4]]), torch.tensor([[0.0, 0, 1e19, 1e19]])
+    scene = AnchorScene(anchor, anchor[None], torch.zeros(1, 1, 2), [huge], [torch.tensor([0])])
+    for low_quality in range(1, 4):
+        assert match(run, scene, low_quality=low_quality).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 2, 9], [3, 1, 5, 4], [-5, 4, 2**60, 9], [0, 0, 0, 99]], ids=str)
+def test_offsets_that_are_none_break_nothing(run, offsets):
+    scene = anchor_scene(11, objects=(3, 3, 3), least_label=0, **SMALL)
+    boxes, labels, *_ = objects_of(scene, "jagged")
+    rows = boxes, labels, torch.tensor(offsets), None
+    with ending():
+        owner, _ = run("max_iou_assign", scene.anchors, *rows, 0.5, 0.4, 1, 0.0, 0.5, repeatable=False)
+        settings = (None, 2.0, 0.5, 0.4, 1, 2**31 - 1, 0.5, 1)
+        *owners, num_points, _ = run("anchor_mutual_guidance_assign", *scene[:3], *rows, *settings, repeatable=False)
+    assert all(((of >= -2) & (of < 9)).all() for of in (owner, *owners))
+    assert ((num_points >= 0) & (num_points <= len(scene.anchors))).all()
+
+
+def test_places_that_no_anchor_takes_end(run):
+    # As in test_cuda_kernels.py: two images share their object.
+    anchors = lay_anchors((64, 64), (8,))
+    box, elsewhere = [20.0, 20, 40, 40], [300.0, 300, 400, 400]
+    predictions = torch.tensor([elsewhere, box, box])[:, None].expand(3, len(anchors), 4)
+    rows = torch.tensor([box]), torch.tensor([0]), torch.tensor([0, 1, 0, 1]), None
+    settings = (None, 2.0, 0.5, 0.4, 20, 2**31 - 1, 0.5, 1)
+    logits = torch.zeros(3, len(anchors), 2)
+    with ending():
+        *owners, _, _ = run(
+            "anchor_mutual_guidance_assign", anchors, predictions, logits, *rows, *settings, repeatable=False
+        )
+    assert all(((of >= -2) & (of < 1)).all() for of in owners)
 
 
 @pytest.mark.parametrize("empty", ["no images", "no anchors", "no objects"])

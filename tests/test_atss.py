@@ -47,6 +47,12 @@ def test_other_grids():
             check(grid, draw((20, 3), (96, 96), seed), **settings)
 
 
+def test_sides_of_anchors_are_the_product_rounded_once():
+    for stride, anchor_scale in ((8.1, 3.0), (7.3, 5.0), (12.6, 7.0)):
+        grid = PointGrid.from_features([(9, 12), (5, 6)], strides=(stride, 2 * stride))
+        check(grid, draw((30,), (80, 100), seed=3), anchor_scale=anchor_scale)
+
+
 FOUR = PointGrid.from_features([(2, 2)], strides=(8,), offset=4)
 WHOLE, FIRST = [0.0, 0, 16, 16], [0.0, 0, 8, 8]
 CASES = {  # objects, labels, settings, owners of FOUR's points, whose anchors are a stride wide

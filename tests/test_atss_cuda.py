@@ -86,6 +86,14 @@ def test_offsets_that_are_none_break_nothing(run, offsets):
     assert ((owner >= -2) & (owner < 9)).all()
 
 
+def test_labels_of_no_class_are_objects(run):
+    # As with every other operator; where labels can be read, they are refused.
+    boxes = torch.cat(draw((5,), (96, 128), 10))
+    expected, *_ = run("atss_assign", boxes, None, None, [5], *GRID.arguments, 8.0, 9)
+    owner, *_ = run("atss_assign", boxes, torch.full((5,), -3), None, [5], *GRID.arguments, 8.0, 9)
+    assert torch.equal(owner, expected)
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_nothing_to_assign(run, images):
     check(run, GRID, [torch.empty(0, 4)] * max(images, 1))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import SMALL_SHAPES, Run, check_parity, needs_gpu, on_gpu, operands
+from kernels import SMALL_SHAPES, Run, check_parity, ending, needs_gpu, on_gpu, operands
 from mgassign import PointGrid
 from scenes import GRIDS, Scene, scene, scene_of, scenes
 from test_building_blocks import TOPK_CASES
@@ -206,6 +206,20 @@ def test_offsets_that_are_none_break_nothing(run, offsets):
     assert num_points.shape == (9,)
     assert ((num_points >= 0) & (num_points <= of.grid.num_points)).all()
     run("fcos_assign", arguments[2], arguments[4], None, *of.grid.arguments, 1.5)
+
+
+def test_places_that_no_point_takes_end(run):
+    # Two images that share their object, which all points of one of them want: the other one's places stay empty.
+    grid = PointGrid.for_image((128, 128), strides=(8,))
+    box, elsewhere = [40.0, 40, 80, 80], [300.0, 300, 400, 400]
+    predictions = torch.tensor([elsewhere, box, box])[:, None].expand(3, grid.num_points, 4)
+    of = Scene(grid, predictions, torch.zeros(3, grid.num_points, 2), [torch.tensor([box])], [torch.tensor([0])])
+    arguments = arguments_of(of, "jagged")
+    arguments[4] = torch.tensor([0, 1, 0, 1])
+    with ending():
+        *owners, num_points, _ = run("mutual_guidance_assign", *arguments, repeatable=False)
+    assert all(((owner >= -1) & (owner < 1)).all() for owner in owners)
+    assert 0 <= num_points.item() <= grid.num_points
 
 
 @pytest.mark.parametrize("images", [0, 2])

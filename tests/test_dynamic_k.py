@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -95,6 +97,32 @@ def test_by_hand():
     assert (found.owner[0] == 0).nonzero().flatten().tolist() == [5, 6, 10]
     found = sim_ota_assign(grid, boxes, logits, [box[None]], [torch.tensor([1])], num_points=1)
     assert (found.owner[0] == 0).nonzero().flatten().tolist() == [5]
+
+
+def test_the_reach_is_the_product_rounded_once():
+    # As in test_fcos_assign.py, for strides that float32 does not hold.
+    seen, box = set(), torch.tensor([[-100.0, -100, 100, 100]])
+    for radius, stride in itertools.product((1.5, 2.5, 0.7), (8.1, 7.3, 12.6, 33.3)):
+        reach, otherwise = np.float32(radius * stride), np.float32(radius * float(np.float32(stride)))
+        if reach == otherwise:
+            continue
+        seen.add(reach > otherwise)
+        settings = replace(SimOTA.YOLOX, center_radius=radius)
+        for x, y in ((reach, 0), (otherwise, 0), (0, -reach), (-otherwise, 0)):
+            grid = PointGrid.from_features([(1, 1)], strides=(stride,), offset=[(float(y), float(x))])
+            of = Scene(grid, box[None], torch.zeros(1, 1, 2), [box], [torch.tensor([0])])
+            expected = 0 if max(abs(x), abs(y)) < reach else -1
+            assert assign(of, settings).owner.tolist() == [[expected]]
+            assert check(of, settings) == 0
+    assert seen == {True, False}
+
+
+@EACH
+def test_labels_are_looked_at_where_there_are_no_points(settings):
+    grid = PointGrid.from_features([(0, 4)], strides=(8,))
+    of = Scene(grid, torch.empty(1, 0, 4), torch.empty(1, 0, 2), [torch.rand(1, 4)], [torch.tensor([2])])
+    with pytest.raises(ValueError, match="gt_labels: expected"):
+        assign(of, settings)
 
 
 @ANY

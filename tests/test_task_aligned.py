@@ -170,6 +170,12 @@ def test_nothing_to_assign(images, points, objects):
     assert (found.owner == -1).all()
 
 
+def test_labels_are_looked_at_where_there_are_no_points():
+    grid = PointGrid.from_features([(0, 4)], strides=(8,))
+    with pytest.raises(ValueError, match="gt_labels: expected"):
+        task_aligned_assign(grid, torch.rand(1, 0, 4), torch.rand(1, 0, 2), torch.rand(1, 1, 4), torch.tensor([[2]]))
+
+
 @pytest.mark.parametrize(
     ("score", "probability"),
     [(nan, 0.0), (inf, 1.0), (-inf, 0.0), (2.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (1e-45, 1e-45)],

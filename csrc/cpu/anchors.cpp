@@ -18,9 +18,6 @@ MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int3
 
 constexpr float kRoom = 0.999f;  // for roundings
 
-// Where overlaps are subnormal, roundings are as large as they are: then there is no bound.
-MGASSIGN_INLINE float without_tiny(float overlap) { return chosen(overlap > 1e-30f, overlap, 0.0f); }
-
 // The sides of what boxes of an extent may have in common with an object; not above 0 where there is nothing.
 struct Common {
   float width, height;

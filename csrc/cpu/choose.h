@@ -27,7 +27,6 @@ class Predictions {
     Box operator[](int32_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
   };
   OfImage of(int64_t image) const;
-  int64_t num_points() const { return num_points_; }
 
  private:
   int64_t num_points_, runs_;

@@ -57,7 +57,7 @@ class DynamicKAssigner {
   // cost.
   int64_t most_overlaps() const { return std::max<int64_t>(rule_.best_overlaps, quota_.most); }
 
-  // Lets object n choose as many points as wanted or, below 0, as its overlaps say.
+  // Lets object n choose as many points as wanted or, where that is not given, as its overlaps say.
   void choose(int64_t n, const int64_t* wanted, Scratch& scratch) {
     choices_.clear(n);
     if (!batch_.takes_part(n)) return;
@@ -239,12 +239,12 @@ struct OnCpu {
 
     Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
     Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-    if (owner.numel() == 0) return {owner, iou};
 
     const int64_t* const labels = given.gt_labels.const_data_ptr<int64_t>();
     ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, given.gt_offsets, given.gt_counts),
                       labels);
     check_labels(batch, labels, given.pred_scores.size(2));
+    if (owner.numel() == 0) return {owner, iou};
     const int64_t* const counts = given.wanted ? given.wanted->const_data_ptr<int64_t>() : nullptr;
 
     const int64_t work = num_images * num_points, num_levels = static_cast<int64_t>(grid.levels.size());

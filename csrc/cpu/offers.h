@@ -20,7 +20,8 @@ struct Offers {
   // What is known of the points: predictions, places, raw scores for the object's class, raw objectness, and sums over
   // classes, 0 where they are not known yet.
   float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
-  float x[kLanes], y[kLanes], stride[kLanes];
+  float x[kLanes], y[kLanes];
+  double stride[kLanes];
   float raw[kLanes], objectness[kLanes], sum[kLanes];
   // What price() finds: scores, overlaps, what overlap and place cost, and the least that all may cost.
   float score[kLanes], overlap[kLanes], of_overlap[kLanes], of_place[kLanes], least[kLanes];
@@ -107,7 +108,8 @@ MGASSIGN_INLINE float sum_lanes(const Rule& rule, const float* raw, int64_t num_
 
 // Where the points of a grid lie, and their levels' strides.
 struct Places {
-  std::vector<float> x, y, stride;
+  std::vector<float> x, y;
+  std::vector<double> stride;
 
   explicit Places(const Grid& grid) : x(grid.num_points), y(grid.num_points), stride(grid.num_points) {
     for (const Level& level : grid.levels)

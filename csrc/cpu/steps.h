@@ -18,8 +18,8 @@ struct Object {
 };
 
 // A view of objects, an array for each property: what looks at many of them is vector code.
-// Those of one image are the valid ones, smaller area first, then lower index. Visiting them in this order and
-// replacing only what is strictly worse settles every tie as the rules ask.
+// Those of one image are the valid ones: smaller area first, then lower index, where they were ranked; by index where
+// they were listed. Visiting them in order and replacing only what is strictly worse settles ties as the rules ask.
 struct Objects {
   const float *x1, *y1, *x2, *y2, *area;
   const int32_t* index;

@@ -230,11 +230,11 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor target = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  if (owner.numel() == 0) return {owner, target, iou};
 
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
   check_labels(batch, labels, pred_scores.size(2));
+  if (owner.numel() == 0) return {owner, target, iou};
   const int64_t* const counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
 
   const int64_t work = num_images * num_points;

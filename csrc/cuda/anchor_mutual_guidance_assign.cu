@@ -184,8 +184,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
 
   const Queue queue(gt_boxes);
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
-  queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
-  if (num_images == 0 || num_points == 0) return {cls, loc, original, counts, iou};
+  if (num_images == 0 || num_points == 0) {
+    queue.zero(counts.mutable_data_ptr<int64_t>(), num_objects * sizeof(int64_t));
+    return {cls, loc, original, counts, iou};
+  }
 
   // One workspace: 44 bytes per point, 40 per object, 12 per image.
   const int64_t all_points = num_images * num_points;

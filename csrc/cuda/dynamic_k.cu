@@ -84,7 +84,7 @@ struct Bidder {
   __device__ float bid(const DynamicKTask<Rule>& t, const Offer<Rule>& offer, float overlap, float most) const {
     const Level& level = level_of(t.levels, offer.point);
     const float of_overlap = t.rule.cost_of_overlap(overlap);
-    const float of_place = t.rule.cost_of_place(box, static_cast<float>(level.stride), level.location_of(offer.point));
+    const float of_place = t.rule.cost_of_place(box, level.stride, level.location_of(offer.point));
     if (of_overlap + of_place > most) return -kInfinity;  // classes never cost less than 0
     const float nothing = t.rule.sigmoid ? -kInfinity : 0.0f;
     const float raw = scores < 0 ? nothing : t.pred_scores.at(scores + offer.point * t.pred_scores.stride[1]);
@@ -117,7 +117,7 @@ __device__ float sum_over_classes(const DynamicKTask<Rule>& t, int64_t image, in
 template <typename Rule>
 __device__ bool is_in_pool(const DynamicKTask<Rule>& t, const ObjectRows::Rows& rows, const Place& place) {
   const int lane = threadIdx.x % kWarp;
-  const float stride = static_cast<float>(t.levels.level[place.level].stride);
+  const double stride = t.levels.level[place.level].stride;
   bool found = false;
   for (int32_t base = 0; base < rows.count; base += kWarp) {
     if (__all_sync(kAllLanes, found || !place.exists)) break;
@@ -215,9 +215,7 @@ __device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const 
   // Few points are looked at first: as many as chosen show what the others must not exceed.
   for (float within = t.rule.first_limit(limit);;) {
     const float of_place = t.rule.limit_of_place(within);
-    const auto reach = [&](const Level& level) {
-      return t.rule.window_within(own.box, static_cast<float>(level.stride), of_place);
-    };
+    const auto reach = [&](const Level& level) { return t.rule.window_within(own.box, level.stride, of_place); };
     window.open(t.levels, reach, 0.0f);
     float worst = kInfinity, least = t.rule.least_overlap(within);
     const auto offer = [&](int32_t number, Choice& mine) {

@@ -251,9 +251,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
       if (const uint32_t member = member_of(owner[j]); member < static_cast<uint32_t>(size)) put(member, slot[j], j);
     __syncthreads();
 
-    // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept.
+    // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept. No
+    // two points have one key: where many are in a range that holds a single one, they are places that none took.
     const auto narrows = [&](int object) {
-      return group.is_open(object) & (group.inside[object] > kFew) & (group.kept[object] > 0);
+      return group.is_open(object) & (group.inside[object] > kFew) & (group.kept[object] > 0) &
+             (group.width[object] > 0);
     };
     while (__ballot_sync(kAllLanes, narrows(lane)) != 0) {
       for (int object = warp; object < size; object += kWarps) {

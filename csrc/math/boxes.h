@@ -38,6 +38,10 @@ MGASSIGN_HD Overlap overlap_of(const Box& a, float area_a, const Box& b, float a
   return {intersection, (area_a + area_b) - intersection};
 }
 
+// Of an overlap that bounds others, or areas: where overlaps are subnormal, roundings are as large as they are, and
+// there is no bound.
+MGASSIGN_HD float without_tiny(float overlap) { return chosen(overlap > 1e-30f, overlap, 0.0f); }
+
 MGASSIGN_HD float iou_of(const Box& a, float area_a, const Box& b, float area_b) {
   return overlap_of(a, area_a, b, area_b).iou();
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..points import PointGrid
 from .anchors import competing_boxes
-from .mutual_guidance import box_iou, distances, strictly_inside, valid_boxes
+from .mutual_guidance import box_iou, distances, per_point, strictly_inside, valid_boxes
 
 
 def in_order(values: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def atss_assign(
     points = grid.points(objects.device)
     owner, overlap = torch.full((len(points),), -1, device=points.device), points.new_zeros(len(points))
     if len(points) > 0 and len(objects) > 0:
-        half = (anchor_scale * grid.point_strides(objects.device).double() / 2).float()[:, None]
+        half = per_point(grid, [anchor_scale * s / 2 for s in grid.strides], objects.device)[:, None]
         overlaps = box_iou(torch.cat([points - half, points + half], 1), objects)
 
         # Candidates: of each level the points nearest to an object's centre; equally near: the lower index.

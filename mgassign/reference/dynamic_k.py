@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from ..points import PointGrid
 from ..settings import SimOTA, SoftLabel
-from .mutual_guidance import box_iou, strictly_inside, valid_boxes
+from .mutual_guidance import box_iou, per_point, strictly_inside, valid_boxes
 
 #: Logits are held to this, so that no cost is infinite for a class's sake.
 LARGEST_LOGIT = 10_000.0
@@ -24,7 +24,7 @@ LARGEST_LOGIT = 10_000.0
 def near_center(grid: PointGrid, gt_boxes: Tensor, radius: float) -> Tensor:
     """Which points lie nearer to which boxes' centres than so many strides along each axis, bool [P, G]."""
     center = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    reach = (radius * grid.point_strides(gt_boxes.device).double()).float()[:, None, None]
+    reach = per_point(grid, [radius * s for s in grid.strides], gt_boxes.device)[:, None, None]
     points = grid.points(gt_boxes.device)[:, None]
     return ((points - (center - reach) > 0) & ((center + reach) - points > 0)).all(-1)
 

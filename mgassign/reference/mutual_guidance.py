@@ -106,14 +106,18 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     return result
 
 
+def per_point(grid: PointGrid, per_level: list[float], device: torch.device) -> Tensor:
+    """A number of each level, worked out in double precision and then rounded, for each of its points: float32 [P]."""
+    counts = torch.tensor(grid.points_per_level, device=device)
+    return torch.tensor(per_level, dtype=torch.float32, device=device).repeat_interleave(counts)
+
+
 def in_center(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> Tensor:
     """Which points lie strictly inside which central boxes: bool [P, G]."""
     x, y = grid.points(gt_boxes.device)[:, :, None].unbind(1)
     x1, y1, x2, y2 = gt_boxes.unbind(-1)
     if center_radius > 0:
-        per_level = [center_radius * s for s in grid.strides]
-        counts = torch.tensor(grid.points_per_level, device=gt_boxes.device)
-        reach = torch.tensor(per_level, dtype=torch.float32, device=gt_boxes.device).repeat_interleave(counts)[:, None]
+        reach = per_point(grid, [center_radius * s for s in grid.strides], gt_boxes.device)[:, None]
         cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
         x1, x2 = torch.maximum(cx - reach, x1), torch.minimum(cx + reach, x2)
         y1, y2 = torch.maximum(cy - reach, y1), torch.minimum(cy + reach, y2)

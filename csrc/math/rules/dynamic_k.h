@@ -18,7 +18,7 @@ struct DynamicK {
   MGASSIGN_HD static bool contains(const Box& window, const Location& at) {
     return is_between(at.x, window.x1, window.x2, 0.0f) && is_between(at.y, window.y1, window.y2, 0.0f);
   }
-  MGASSIGN_HD static Box around_center(const Box& box, float stride, double radius) {
+  MGASSIGN_HD static Box around_center(const Box& box, double stride, double radius) {
     const float x = (box.x1 + box.x2) * 0.5f, y = (box.y1 + box.y2) * 0.5f;
     const float reach = static_cast<float>(radius * stride);
     return {x - reach, y - reach, x + reach, y + reach};

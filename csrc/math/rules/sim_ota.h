@@ -14,19 +14,19 @@ struct SimOta : DynamicK {
 
   // Points that may be chosen lie in one of the windows of an object.
   MGASSIGN_HD int num_windows() const { return inside ? 2 : 1; }
-  MGASSIGN_HD Box window(const Box& box, float stride, int i) const {
+  MGASSIGN_HD Box window(const Box& box, double stride, int i) const {
     return i == 1 ? box : around_center(box, stride, center_radius);
   }
 
   // Where points may cost no more than `limit` for the place's sake.
-  MGASSIGN_HD Box window_within(const Box& box, float stride, float limit) const {
+  MGASSIGN_HD Box window_within(const Box& box, double stride, float limit) const {
     if (limit >= penalty) return everywhere();
     const Box near = around_center(box, stride, center_radius);
     return inside ? Box{larger(near.x1, box.x1), larger(near.y1, box.y1), smaller(near.x2, box.x2),
                         smaller(near.y2, box.y2)}
                   : near;
   }
-  MGASSIGN_HD float cost_of_place(const Box& box, float stride, const Location& at) const {
+  MGASSIGN_HD float cost_of_place(const Box& box, double stride, const Location& at) const {
     return contains(window_within(box, stride, -1.0f), at) ? 0.0f : penalty;
   }
   // A limit below `limit` that may be enough: few points are looked at then.

@@ -11,17 +11,17 @@ struct SoftLabel : DynamicK {
   bool sigmoid;         // logits are given
 
   MGASSIGN_HD int num_windows() const { return 1; }
-  MGASSIGN_HD Box window(const Box& box, float, int) const { return box; }
+  MGASSIGN_HD Box window(const Box& box, double, int) const { return box; }
 
-  MGASSIGN_HD Box window_within(const Box& box, float stride, float limit) const {
+  MGASSIGN_HD Box window_within(const Box& box, double stride, float limit) const {
     if (!(limit < 1e30f)) return everywhere();
     // Farther away by more than roundings than where the power reaches the limit.
     const float strides = center_radius + log_f32(larger(limit, 1e-3f)) * kLog10E + 0.01f;
     return around_center(box, stride, larger(strides, 0.01f));
   }
-  MGASSIGN_HD float cost_of_place(const Box& box, float stride, const Location& at) const {
+  MGASSIGN_HD float cost_of_place(const Box& box, double stride, const Location& at) const {
     const float dx = at.x - (box.x1 + box.x2) * 0.5f, dy = at.y - (box.y1 + box.y2) * 0.5f;
-    return exp_f32((square_root(dx * dx + dy * dy) / stride - center_radius) * kLn10);
+    return exp_f32((square_root(dx * dx + dy * dy) / static_cast<float>(stride) - center_radius) * kLn10);
   }
   // Some strides around the centre.
   MGASSIGN_HD float first_limit(float limit) const { return smaller(limit, 10.0f); }
