@@ -16,26 +16,41 @@ LARGEST_NUMBER = torch.finfo(torch.float32).max
 LARGEST_COUNT = 2**31 - 1
 
 
-def tensor(name: str, value: Any, *, dtypes: tuple[torch.dtype, ...] = FLOATING, like: Tensor | None = None) -> None:
-    """A tensor of one of the dtypes, on the device of ``like``."""
+def tensor(
+    name: str,
+    value: Any,
+    *,
+    dtypes: tuple[torch.dtype, ...] = FLOATING,
+    like: Tensor | None = None,
+    jagged: bool = False,
+) -> None:
+    """A tensor of one of the dtypes, on the device of ``like``; a nested one only where it may be ``jagged``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         expected = "a floating-point" if torch.float32 in dtypes else "an integer" if len(dtypes) > 1 else "an int64"
         raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
-    dense(name, value)
+    if not (jagged and value.layout is torch.jagged):
+        dense(name, value)
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} like the other tensors, got {value.device}")
     # torchvision's boxes know their format; xywh read as xyxy would be wrong without a word.
     form = None if type(value) is Tensor else getattr(value, "format", None)
-    if form is not None and form.name != "XYXY":
-        raise ValueError(f"{name}: expected boxes of format XYXY, got {form.name}")
+    form = getattr(form, "name", form)
+    if form is not None and str(form).upper() != "XYXY":
+        raise ValueError(f"{name}: expected boxes of format XYXY, got {form}")
 
 
 def dense(name: str, value: Tensor) -> None:
-    """Not sparse. Nested ones are told by their shape."""
-    if value.layout is not torch.strided and value.layout is not torch.jagged:
-        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+    """Neither sparse nor nested."""
+    if value.layout is not torch.strided or value.is_nested:
+        nested = "a nested one of layout " if value.is_nested else ""
+        raise TypeError(f"{name}: expected a dense tensor, got {nested}{value.layout}")
+
+
+def readable(value: Tensor) -> bool:
+    """Whether values can be looked at: on a GPU, or while compiling or tracing, nobody can without waiting, or at all."""
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
 def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:

@@ -123,9 +123,9 @@ def pack(
 ) -> Packed:
     dtype = torch.float32 if torch.float32 in dtypes else torch.int64
     if isinstance(objects, Tensor):
-        _checks.tensor(name, objects, dtypes=dtypes, like=like)
         if objects.is_nested and objects.layout != torch.jagged:
             raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
+        _checks.tensor(name, objects, dtypes=dtypes, like=like, jagged=True)
         # Of a jagged tensor too: its images must differ in the second dimension, where their objects lie.
         _checks.shape(name, objects, ("B", "G", *tail))
         if not objects.is_nested:
@@ -177,10 +177,9 @@ def _check_match(name: str, values: Packed, boxes: Packed) -> None:
     if values.values.shape != boxes.values.shape[:-1]:
         expected, got = list(boxes.values.shape[:-1]), list(values.values.shape)
         raise ValueError(f"{name}: expected one per box, shape {expected}, got {got}")
-    # On a GPU, or while compiling, nobody can look at offsets without waiting for them.
     offsets = values.offsets
-    if offsets is None or boxes.offsets is None or offsets is boxes.offsets or torch.compiler.is_compiling():
+    if offsets is None or boxes.offsets is None or offsets is boxes.offsets or not _checks.readable(offsets):
         return
-    if offsets.device.type == "cpu" and not torch.equal(offsets, boxes.offsets):
+    if not torch.equal(offsets, boxes.offsets):
         expected, got = boxes.offsets.diff().tolist(), offsets.diff().tolist()
         raise ValueError(f"{name}: expected as many as boxes in each image, {expected}, got {got}")

@@ -119,7 +119,7 @@ def points(
 
     _checks.choice("color", color, ("field", "object", "level"))
     centers, radii, levels = _dots(places)
-    centers = centers * torch.tensor(scale)
+    centers = centers * torch.tensor(scale, device="cpu")
     radii = radii * (size * min(scale))
     drawn, owned = [], {}
     for name, owner in owners.items():
@@ -176,7 +176,7 @@ def boxes(
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
     shadow = [patheffects.Stroke(linewidth=3, foreground="black", alpha=0.5), patheffects.Normal()]
     tag = {"facecolor": "#1c1f26", "edgecolor": "none", "alpha": 0.7, "pad": 1.5}
-    corners = gt_boxes.detach().cpu().float() * torch.tensor(scale).repeat(2)
+    corners = gt_boxes.detach().cpu().float() * torch.tensor(scale, device="cpu").repeat(2)
     texts = [str(g) for g in range(len(corners))] if names is None else list(names)
     if texts and len(texts) != len(corners):
         raise ValueError(f"names: expected one for each of {len(corners)} boxes, got {len(texts)}")
@@ -260,8 +260,9 @@ def _owners(found: Any, fields: Sequence[str] | None) -> dict[str, Tensor]:
 def _dots(places: Places) -> tuple[Tensor, Tensor, Tensor]:
     """Where the dots are [P, 2], their radii [P] in pixels and their levels [P]."""
     if isinstance(places, PointGrid):
-        levels = torch.arange(len(places.strides)).repeat_interleave(torch.tensor(places.points_per_level))
-        centers, strides = places.points(), places.point_strides()
+        counts = torch.tensor(places.points_per_level, device="cpu")
+        levels = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+        centers, strides = places.points("cpu"), places.point_strides("cpu")
     else:
         _checks.tensor("places", places)
         _checks.shape("places", places, ("A", 4))
@@ -270,7 +271,7 @@ def _dots(places: Places) -> tuple[Tensor, Tensor, Tensor]:
         # Anchors tell no stride; RetinaNet's are four strides wide.
         strides = (anchors[:, 2:] - anchors[:, :2]).clamp(min=0).prod(1).sqrt() / 4
         levels = strides.clamp(min=1).log2().round().long()
-    return centers, torch.tensor([dot_radius(stride) for stride in strides.tolist()]), levels
+    return centers, torch.tensor([dot_radius(stride) for stride in strides.tolist()], device="cpu"), levels
 
 
 def dot_radius(stride: float) -> float:
@@ -285,6 +286,7 @@ def _pixels(image: Any) -> tuple[Any, tuple[float, float]]:
         if not {1, 3} & {first, last}:
             raise ValueError(f"image: expected shape [3, H, W], [1, H, W] or [H, W, 3], got {list(image.shape)}")
         image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
         image = (image.permute(1, 2, 0) if first in (1, 3) else image).expand(-1, -1, 3).numpy()
     if hasattr(image, "shape"):
         return image, (int(image.shape[0]), int(image.shape[1]))
@@ -300,11 +302,12 @@ def _new_axes(image: Any, places: Places) -> Axes:
     if image is not None:
         _, (height, width) = _pixels(image)
     elif isinstance(places, PointGrid):
-        height = max(n * dy for n, (dy, _) in zip(places.heights, places.spacings, strict=True))
-        width = max(n * dx for n, (_, dx) in zip(places.widths, places.spacings, strict=True))
+        height = max(1, *(n * dy for n, (dy, _) in zip(places.heights, places.spacings, strict=True)))
+        width = max(1, *(n * dx for n, (_, dx) in zip(places.widths, places.spacings, strict=True)))
     else:
+        _checks.tensor("places", places)
         _checks.shape("places", places, ("A", 4))
-        width, height = torch.cat([places[:, 2:].detach().cpu(), torch.ones(1, 2)]).amax(0).tolist()
+        width, height = torch.cat([places[:, 2:].detach().cpu(), torch.ones(1, 2, device="cpu")]).amax(0).tolist()
     figure = Figure(figsize=(8, 8 * height / width))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

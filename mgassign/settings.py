@@ -13,6 +13,13 @@ __all__ = ["SimOTA", "SoftLabel", "TaskAligned"]
 MOST_CHOSEN = 128
 
 
+def _as_python_floats(settings: object) -> None:
+    """NumPy's are floats, too, but not to what torch.load trusts."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float):
+            object.__setattr__(settings, name, float(value))
+
+
 @dataclass(frozen=True)
 class TaskAligned:
     """Settings of :func:`mgassign.task_aligned_assign`.
@@ -74,6 +81,7 @@ class TaskAligned:
             _checks.number(name, getattr(self, name), at_least=0)
         if self.raise_below is not None:
             _checks.number("raise_below", self.raise_below, at_least=0)
+        _as_python_floats(self)
 
 
 TaskAligned.ULTRALYTICS = TaskAligned(least_side=16.0)
@@ -126,6 +134,7 @@ class SimOTA:
             _checks.number(name, getattr(self, name), above=0)
         for name in ("penalty", "class_weight"):
             _checks.number(name, getattr(self, name), at_least=0)
+        _as_python_floats(self)
 
 
 SimOTA.YOLOX = SimOTA()
@@ -162,6 +171,7 @@ class SoftLabel:
         for name in ("overlap_weight", "epsilon"):
             _checks.number(name, getattr(self, name), above=0)
         _checks.number("center_radius", self.center_radius, at_least=0)
+        _as_python_floats(self)
 
 
 SoftLabel.MMDET = SoftLabel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     """
     _checks.tensor("owner", owner, dtypes=(torch.int64,))
     _checks.shape("owner", owner, ("B", "P"))
+    if not isinstance(fill, (bool, int, float)):
+        raise TypeError(f"fill: expected a number, got {type(fill).__name__}")
     num_images = owner.shape[0]
     if isinstance(objects, Tensor):
         if objects.device != owner.device:
@@ -55,7 +58,7 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     if len(objects) != num_images:
         raise ValueError(f"objects: expected one tensor per image ({num_images}), got {len(objects)}")
     if not objects:
-        return torch.full_like(owner, fill)
+        return torch.empty_like(owner)
     for b, of_image in enumerate(objects):
         _check_image(f"objects[{b}]", of_image, objects[0], owner)
     # All images made equally long, so that an image's first row follows from its number: the rows' numbers would have
@@ -98,19 +101,20 @@ def centerness(ltrb: Tensor) -> Tensor:
 def _take_jagged(owner: Tensor, objects: Any, fill: float) -> Tensor:
     if objects.layout != torch.jagged:
         raise ValueError(f"objects: expected a nested tensor of layout torch.jagged, got {objects.layout}")
-    if objects.lengths() is not None:  # holes between the images
-        objects = objects.contiguous()
-    values, offsets = objects.values(), objects.offsets()
-    if offsets.shape[0] - 1 != owner.shape[0]:
-        raise ValueError(f"objects: expected one part per image ({owner.shape[0]}), got {offsets.shape[0] - 1}")
-    return _take_rows(owner, [values], offsets[:-1, None], offsets.diff(), fill)
+    if objects.shape[0] != owner.shape[0]:
+        raise ValueError(f"objects: expected one part per image ({owner.shape[0]}), got {objects.shape[0]}")
+    # Images must differ in the second dimension, where their objects lie.
+    values, offsets, lengths = objects.values(), objects.offsets(), objects.lengths()
+    _checks.shape("objects.values()", values, ("N", *objects.shape[2:]))
+    counts = offsets.diff() if lengths is None else lengths  # with lengths there are holes between the images
+    return _take_rows(owner, [values], offsets[: len(counts), None], counts, fill)
 
 
 def _take_rows(
     owner: Tensor, rows: list[Tensor], first: Tensor, counts: int | list[int] | Tensor, fill: float
 ) -> Tensor:
     """From rows one after the other; those of an image, ``counts``, begin at its entry of ``first`` [B, 1]."""
-    if owner.numel() and owner.device.type == "cpu" and not torch.compiler.is_compiling():
+    if owner.numel() and _checks.readable(owner):
         counts = [counts] * owner.shape[0] if isinstance(counts, int) else counts
         for b, (highest, count) in enumerate(zip(owner.amax(1).tolist(), counts, strict=True)):
             if highest >= count:
@@ -139,10 +143,12 @@ def _every(step: int, owner: Tensor) -> Tensor:
 
 def _filled(like: Tensor, count: int, fill: float) -> Tensor:
     """Rows of ``fill``, after a look at whether the dtype holds it."""
-    if not isinstance(fill, (bool, int, float)):
-        raise TypeError(f"fill: expected a number, got {type(fill).__name__}")
-    if not (like.dtype.is_floating_point or like.dtype.is_complex):
+    if like.dtype.is_floating_point or like.dtype.is_complex:
+        most = torch.finfo(like.dtype).max
+        held = fill != fill or abs(fill) == math.inf or -most <= fill <= most
+    else:
         low, high = (0, 1) if like.dtype == torch.bool else (torch.iinfo(like.dtype).min, torch.iinfo(like.dtype).max)
-        if fill != fill or not low <= fill <= high or fill != int(fill):
-            raise ValueError(f"fill: expected a number that {like.dtype} holds, got {fill}")
+        held = low <= fill <= high and fill == int(fill)
+    if not held:
+        raise ValueError(f"fill: expected a number that {like.dtype} holds, got {fill}")
     return like.new_full((count, *like.shape[1:]), fill)

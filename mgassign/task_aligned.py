@@ -142,8 +142,13 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     _checks.tensor("target", target, like=owner)
     _checks.count("num_classes", num_classes)
     _checks.shape("target", target, tuple(owner.shape))
-    labels = take(owner, gt_labels, fill=-1)
+    if isinstance(gt_labels, Tensor):
+        _checks.tensor("gt_labels", gt_labels, dtypes=_checks.INTEGER, jagged=True)
+    elif isinstance(gt_labels, (list, tuple)):
+        for b, of_image in enumerate(gt_labels):
+            _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
+    labels = take(owner, gt_labels).long()
     # A class more, for the points that have none: no shape depends on values, and nothing waits for them.
     scores = target.new_zeros((*owner.shape, num_classes + 1))
-    column = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    column = torch.where((owner >= 0) & (labels >= 0) & (labels < num_classes), labels, num_classes)
     return scores.scatter_(2, column[..., None], target[..., None])[..., :num_classes]

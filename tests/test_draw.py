@@ -84,7 +84,7 @@ def test_what_all_assigners_return():
     assert ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) == pytest.approx((24, 24), abs=0.02)
 
 
-@pytest.mark.parametrize("form", ["[3, H, W]", "[1, H, W]", "[H, W, 3]", "uint8", "array", "PIL"])
+@pytest.mark.parametrize("form", ["[3, H, W]", "[1, H, W]", "[H, W, 3]", "uint8", "bfloat16", "array", "PIL"])
 def test_images_in_every_form(form, tmp_path):
     image = torch.rand(3, 64, 96)
     image = {
@@ -92,6 +92,7 @@ def test_images_in_every_form(form, tmp_path):
         "[1, H, W]": lambda: image[:1],
         "[H, W, 3]": lambda: image.permute(1, 2, 0),
         "uint8": lambda: (image * 255).to(torch.uint8),
+        "bfloat16": lambda: image.bfloat16(),
         "array": lambda: image.permute(1, 2, 0).numpy(),
         "PIL": lambda: pytest.importorskip("PIL.Image").new("RGB", (96, 64)),
     }[form]()
@@ -103,6 +104,21 @@ def test_images_in_every_form(form, tmp_path):
     draw.legend(axes, ["original", "cls", "loc"])
     axes.figure.savefig(tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_tensors_are_made_where_they_are_needed():
+    owner, box, anchors = owner_of((13, 0)), torch.tensor([[8.0, 8, 40, 40]]), torch.ones(GRID.num_points, 4)
+    torch.set_default_device("meta")  # whose tensors hold nothing
+    try:
+        for places in (GRID, anchors):
+            assert len(dots(draw.assignment(owner, places, None, box)).get_paths()) == 1
+    finally:
+        torch.set_default_device(None)
+
+
+def test_a_grid_without_points():
+    grid = PointGrid.for_image((0, 64), strides=(8,))
+    assert len(dots(draw.assignment(torch.empty(1, 0, dtype=torch.int64), grid)).get_paths()) == 0
 
 
 def test_without_objects_and_with_boxes_that_are_none():
@@ -123,6 +139,7 @@ def test_without_objects_and_with_boxes_that_are_none():
         (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(64, 96)}),
         (ValueError, "names: expected one for each of 1 boxes, got 2", {"names": ["a", "b"]}),
         (ValueError, r"places: expected shape \[A, 4\]", {"places": torch.zeros(3, 2)}),
+        (TypeError, "places: expected a tensor, got list", {"places": [[1.0] * 4]}),
         (ValueError, r"owners\['owner'\]: expected shape \[1\]", {"places": torch.ones(1, 4)}),
     ],
 )

@@ -13,10 +13,13 @@ from mgassign import (
     _library,
     amplified_centerness,
     anchor_mutual_guidance_assign,
+    atss_assign,
     box_iou,
     fcos_assign,
     max_iou_assign,
     mutual_guidance_assign,
+    sim_ota_assign,
+    soft_label_assign,
     task_aligned_assign,
     topk_per_object,
 )
@@ -315,6 +318,9 @@ def test_sizes_without_content_return_at_once():
     for found in (
         mutual_guidance_assign(empty, *no_points),
         task_aligned_assign(empty, *no_points),
+        sim_ota_assign(empty, *no_points),
+        soft_label_assign(empty, *no_points),
+        atss_assign(empty, no_points[2]),
         max_iou_assign(torch.rand(0, 4), no_points[2]),
         anchor_mutual_guidance_assign(torch.rand(0, 4), *no_points),
     ):

@@ -78,7 +78,7 @@ def test_take_without_objects_images_or_points(form):
 
 def test_take_of_no_images():
     none = torch.empty(0, 5, dtype=torch.int64)
-    assert take(none, []).shape == (0, 5)
+    assert take(none, [], float("inf")).shape == (0, 5)
     assert take(none, torch.empty(0, 3, 4)).shape == (0, 5, 4)
 
 
@@ -96,6 +96,14 @@ def test_take_is_differentiable(form):
     take(torch.tensor([[0, 0, -1], [1, -2, -1]]), objects).sum().backward()
     assert of_images[0].grad.tolist() == [[2] * 3, [0] * 3]
     assert of_images[1].grad.tolist() == [[0] * 3, [1] * 3]
+
+
+def test_take_of_a_jagged_tensor_with_holes_between_padded_images():
+    padded = torch.arange(24.0).reshape(2, 4, 3)
+    objects = torch.nested.narrow(padded, 1, torch.tensor([0, 1]), torch.tensor([2, 3]), layout=torch.jagged)
+    assert torch.equal(take(torch.tensor([[1, -1], [2, 0]]), objects)[:, 0], torch.stack([padded[0, 1], padded[1, 3]]))
+    with pytest.raises(ValueError, match=r"owner\[0\]: expected objects below 2, got 2"):
+        take(torch.tensor([[2], [0]]), objects)
 
 
 def test_take_of_a_jagged_tensor_with_holes():
@@ -135,6 +143,16 @@ labels = [torch.tensor([1, 2]), torch.tensor([3])]
         ((owner, labels, float("nan")), ValueError, "fill: expected a number that torch.int64 holds, got nan"),
         ((owner, [x.to(torch.uint8) for x in labels], -1), ValueError, "fill: .* torch.uint8 holds, got -1"),
         ((owner, [x.bool() for x in labels], 2), ValueError, "fill: .* torch.bool holds, got 2"),
+        ((owner, [x.half() for x in labels], 1e6), ValueError, "fill: .* torch.float16 holds, got 1000000.0"),
+        ((owner, [x.float() for x in labels], -(2**2000)), ValueError, "fill: .* torch.float32 holds, got -1148"),
+        ((owner[:0], [], "0"), TypeError, "fill: expected a number, got str"),
+        ((in_form("jagged", labels), labels), TypeError, "owner: expected a dense tensor, got a nested one of layout"),
+        ((torch.nested.nested_tensor(labels), labels), TypeError, "owner: expected a dense tensor, got a nested one"),
+        (
+            (owner, in_form("jagged", [torch.zeros(2, 3), torch.zeros(1, 3)]).transpose(1, 2)),
+            ValueError,
+            r"objects.values\(\): expected shape",
+        ),
     ],
 )
 def test_take_refuses(arguments, error, message):
@@ -155,17 +173,19 @@ def test_take_and_centerness_compile_whole(form):
         assert torch.equal(compiled(owner, boxes), targets(owner, boxes))
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA tensors")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("form", ["list", "padded"])
-def test_shapes_follow_from_shapes(form):
+def test_shapes_follow_from_shapes(form, device):
     """With tensors that hold no data, so that nothing can have been read: nothing waits for a GPU."""
+    if device == "cuda" and torch.version.cuda is None:
+        pytest.skip("this torch knows no CUDA tensors")
     with FakeTensorMode():
-        objects = [torch.empty(3, 4, device="cuda"), torch.empty(0, 4, device="cuda")]
+        objects = [torch.empty(3, 4, device=device), torch.empty(0, 4, device=device)]
         if form == "padded":
-            objects = torch.empty(2, 3, 4, device="cuda")
-        owner = torch.empty(2, 80, dtype=torch.int64, device="cuda")
+            objects = torch.empty(2, 3, 4, device=device)
+        owner = torch.empty(2, 80, dtype=torch.int64, device=device)
         boxes = take(owner, objects)
-        assert (boxes.shape, boxes.device.type) == ((2, 80, 4), "cuda")
+        assert (boxes.shape, boxes.device.type) == ((2, 80, 4), device)
         assert centerness(boxes).shape == (2, 80)
 
 

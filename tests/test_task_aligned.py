@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, dense_scores, reference, task_aligned_assign
+from mgassign import (
+    PointGrid,
+    SimOTA,
+    SoftLabel,
+    TaskAligned,
+    TaskAlignedAssignment,
+    dense_scores,
+    reference,
+    task_aligned_assign,
+)
 from scenes import GRIDS, STRIDES, Scene, equal, random_boxes, scene, scene_of, scenes
 from task_aligned_agreement import answers
 
@@ -279,6 +289,12 @@ def test_any_number_of_threads_gives_the_same():
         assert equal(results[0], others)
 
 
+def test_settings_of_numpy_s_numbers_are_loaded(tmp_path):
+    made = [TaskAligned(alpha=np.float64(0.5)), SimOTA(penalty=np.float64(9)), SoftLabel(epsilon=np.float64(0.1))]
+    torch.save(made, tmp_path / "settings.pt")
+    assert torch.load(tmp_path / "settings.pt") == made
+
+
 def test_dense_scores():
     of = scene(objects=(4, 0, 9), seed=15)
     found = assign(of)
@@ -292,7 +308,13 @@ def test_dense_scores():
     jagged = torch.nested.nested_tensor(of.gt_labels, layout=torch.jagged)
     for labels in (padded, jagged):
         assert torch.equal(dense_scores(found.owner, found.target, labels, 6), scores)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        labels = [of_image.to(dtype) for of_image in of.gt_labels]
+        assert torch.equal(dense_scores(found.owner, found.target, labels, 6), scores)
+        assert torch.equal(dense_scores(found.owner, found.target, labels, 300)[..., :6], scores)
     assert dense_scores(found.owner, found.target.half(), of.gt_labels, 6).dtype == torch.float16
+    with pytest.raises(TypeError, match=r"gt_labels\[2\]: expected an integer tensor, got torch.float32"):
+        dense_scores(found.owner, found.target, [*of.gt_labels[:2], of.gt_labels[2].float()], 6)
     with pytest.raises(ValueError, match=r"target: expected shape \[3, 2125\], got \[3, 2124\]"):
         dense_scores(found.owner, found.target[:, 1:], of.gt_labels, 6)
     with pytest.raises(TypeError, match="owner: expected a tensor, got NoneType"):

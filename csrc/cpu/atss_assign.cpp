@@ -75,6 +75,7 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
 
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, iou};
   const int64_t* const labels = gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr;
   const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
   if (labels) check_labels(batch, labels, kAnyClass);

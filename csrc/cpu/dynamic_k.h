@@ -239,6 +239,7 @@ struct OnCpu {
 
     Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
     Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+    if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, iou};
 
     const int64_t* const labels = given.gt_labels.const_data_ptr<int64_t>();
     ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, given.gt_offsets, given.gt_counts),

@@ -230,6 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor target = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
+  if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, target, iou};
 
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);

@@ -10,22 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mutual_guidance import box_areas, box_iou, shares_inside, topk_per_object, valid_boxes
+from .mutual_guidance import box_areas, box_iou, scores_of, shares_inside, topk_per_object, valid_boxes
 
 
 def competing_boxes(gt_boxes: Tensor, gt_labels: Tensor | None) -> Tensor:
     """The boxes with NaN in place of padding and regions, which overlap nothing."""
-    return gt_boxes.float() if gt_labels is None else torch.where(gt_labels[:, None] >= 0, gt_boxes.float(), torch.nan)
+    return gt_boxes if gt_labels is None else torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)
 
 
 def in_regions(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor | None, ignore_share: float) -> Tensor:
     """Which boxes lie by this share of their area inside one region: bool [A]."""
     if gt_labels is None:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)].float()
+    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
     return (shares_inside(boxes.float(), regions) >= ignore_share).any(1)
 
 
+@torch.no_grad()
 def max_iou_assign(
     anchors: Tensor,
     gt_boxes: Tensor,
@@ -38,6 +39,7 @@ def max_iou_assign(
     ignore_share: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Anchors by their highest overlap: owner int64 [A] (-1 background, -2 to be ignored), iou float32 [A]."""
+    gt_boxes, gt_labels = gt_boxes.float(), None if gt_labels is None else gt_labels.long()
     num_objects = len(gt_boxes)
     overlaps = box_iou(anchors, competing_boxes(gt_boxes, gt_labels))
     if num_objects == 0:
@@ -46,7 +48,7 @@ def max_iou_assign(
     owner = torch.where(iou >= high, best, torch.where(iou >= low, -2, -1))
     if low_quality != "none" and len(anchors):
         highest, first = overlaps.max(0)
-        allowed = (highest > 0) & (highest >= torch.tensor(min_iou, dtype=torch.float32))
+        allowed = (highest > 0) & (highest >= highest.new_tensor(min_iou))
         objects = torch.arange(num_objects, device=owner.device)
         if low_quality == "first":
             least = torch.where(allowed, first, -1)
@@ -72,6 +74,7 @@ def force_best(scores: Tensor) -> Tensor:
     return torch.where(forced, scores.clamp(min=1.0), scores)
 
 
+@torch.no_grad()
 def anchor_mutual_guidance_assign(
     anchors: Tensor,
     pred_boxes: Tensor,
@@ -88,6 +91,7 @@ def anchor_mutual_guidance_assign(
     activation: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mutual Guidance on the anchors of one image: cls, loc, original, num_points, iou."""
+    gt_boxes, gt_labels = gt_boxes.float(), gt_labels.long()
     num_anchors, num_objects = len(anchors), len(gt_boxes)
     objects = competing_boxes(gt_boxes, gt_labels)
     areas = box_areas(objects)
@@ -100,7 +104,7 @@ def anchor_mutual_guidance_assign(
     # The original strategy: every anchor stands for the object it overlaps most, an object's best anchor for it.
     static = box_iou(anchors, objects)
     forced = force_best(static)
-    owner = topk_per_object(forced, torch.full_like(gt_labels, num_anchors, dtype=torch.int64), areas)
+    owner = topk_per_object(forced, torch.full_like(gt_labels, num_anchors), areas)
     best = torch.where(owner >= 0, forced.gather(1, owner.clamp(min=0)[:, None])[:, 0], 0.0)
     original = torch.where(best >= positive, owner, torch.where(best >= ignore, -2, -1))
 
@@ -123,7 +127,7 @@ def anchor_mutual_guidance_assign(
     cls = torch.where((cls < 0) & (near >= 0), -2, cls)
 
     # Classify to Localize.
-    logits = pred_logits[:, gt_labels.clamp(min=0)].float()
+    logits = scores_of(pred_logits, gt_labels)
     probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
     loc = topk_per_object(force_best(amplified_iou(static, probs, sigma)), wanted, areas)
 

@@ -19,10 +19,12 @@ def in_order(values: Tensor) -> Tensor:
     return values.cumsum(0)[-1]
 
 
+@torch.no_grad()
 def atss_assign(
     grid: PointGrid, gt_boxes: Tensor, *, anchor_scale: float = 8.0, topk: int = 9, gt_labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The points of one image and their overlaps: owner int64 [P], iou float32 [P]."""
+    gt_boxes, gt_labels = gt_boxes.float(), None if gt_labels is None else gt_labels.long()
     objects = competing_boxes(gt_boxes, gt_labels)
     points = grid.points(objects.device)
     owner, overlap = torch.full((len(points),), -1, device=points.device), points.new_zeros(len(points))
@@ -55,6 +57,6 @@ def atss_assign(
         owner, overlap = torch.where(best > 0, object_of, -1), best
 
     if gt_labels is not None:  # in a region, what would be background is to be ignored
-        regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)].float()
+        regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
         owner = torch.where((owner == -1) & strictly_inside(grid, regions).any(1), -2, owner)
     return owner, overlap

@@ -78,11 +78,11 @@ def _assign(
     best_overlaps: int,
     num_points: int | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    gt_boxes = gt_boxes.float()
+    gt_boxes, gt_labels = gt_boxes.float(), gt_labels.long()
     valid = valid_boxes(gt_boxes)
     index = (valid & (gt_labels >= 0)).nonzero().flatten()
     owner = torch.full((grid.num_points,), -1, device=gt_boxes.device)
-    iou = torch.zeros(grid.num_points, device=gt_boxes.device)
+    iou = torch.zeros(grid.num_points, dtype=torch.float32, device=gt_boxes.device)
     if len(index) > 0:
         costs, pool = costs_of(gt_boxes[index], gt_labels[index])
         costs = torch.where(pool[:, None], costs, torch.inf)
@@ -111,6 +111,7 @@ def _assign(
     return owner, iou
 
 
+@torch.no_grad()
 def sim_ota_assign(
     grid: PointGrid,
     pred_boxes: Tensor,
@@ -139,6 +140,7 @@ def sim_ota_assign(
     return _assign(costs_of, grid, pred_boxes, gt_boxes, gt_labels, settings.best_overlaps, num_points)
 
 
+@torch.no_grad()
 def soft_label_assign(
     grid: PointGrid,
     pred_boxes: Tensor,

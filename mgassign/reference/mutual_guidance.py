@@ -59,6 +59,7 @@ def shares_inside(boxes: Tensor, regions: Tensor) -> Tensor:
     return torch.where(valid_boxes(boxes)[:, None], intersections(boxes, regions) / box_areas(boxes)[:, None], 0.0)
 
 
+@torch.no_grad()
 def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Intersection over union, [P, 4] and [G, 4] -> [P, G]; 0 for boxes that are none."""
     boxes, gt_boxes = boxes.float(), gt_boxes.float()
@@ -68,6 +69,7 @@ def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     return torch.where(overlapping, iou, 0.0)
 
 
+@torch.no_grad()
 def amplified_centerness(
     grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float = 2.0, level_gate: bool = True
 ) -> Tensor:
@@ -106,6 +108,13 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     return result
 
 
+def scores_of(scores: Tensor, gt_labels: Tensor) -> Tensor:
+    """Each point's score for each object's class, [P, C] and [G] -> float32 [P, G]; any for those without a class."""
+    if scores.shape[1] == 0:
+        return scores.new_zeros((len(scores), len(gt_labels)), dtype=torch.float32)
+    return scores[:, gt_labels.clamp(min=0)].float()
+
+
 def per_point(grid: PointGrid, per_level: list[float], device: torch.device) -> Tensor:
     """A number of each level, worked out in double precision and then rounded, for each of its points: float32 [P]."""
     counts = torch.tensor(grid.points_per_level, device=device)
@@ -124,6 +133,7 @@ def in_center(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> 
     return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
+@torch.no_grad()
 def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -> tuple[Tensor, Tensor]:
     """FCOS's own strategy for one image: original int64 [P], and num_points int64 [G]."""
     gt_boxes = gt_boxes.float()
@@ -140,6 +150,7 @@ def fcos_assign(grid: PointGrid, gt_boxes: Tensor, center_radius: float = 1.5) -
     return original, num_points
 
 
+@torch.no_grad()
 def mutual_guidance_assign(
     grid: PointGrid,
     pred_boxes: Tensor,
@@ -157,7 +168,7 @@ def mutual_guidance_assign(
     activation: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mutual Guidance for one image: cls, loc, original, num_points, iou."""
-    pred_boxes, gt_boxes = pred_boxes.float(), gt_boxes.float()
+    pred_boxes, gt_boxes, gt_labels = pred_boxes.float(), gt_boxes.float(), gt_labels.long()
     regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
     gt_boxes = torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)  # padding and regions get no points
     areas = box_areas(gt_boxes)
@@ -178,7 +189,7 @@ def mutual_guidance_assign(
         iou = torch.where(cls >= 0, overlaps.gather(1, cls.clamp(min=0)[:, None])[:, 0], 0.0)
 
     # Classify to Localize: positive for localization where the score of the object's class is good.
-    logits = pred_logits[:, gt_labels.clamp(min=0)].float()
+    logits = scores_of(pred_logits, gt_labels)
     probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
     loc = topk_per_object(amplified_centerness(grid, gt_boxes, probs, sigma, level_gate), wanted, areas)
 

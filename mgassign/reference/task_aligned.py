@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..points import PointGrid
 from ..settings import TaskAligned
-from .mutual_guidance import distances, strictly_inside, valid_boxes
+from .mutual_guidance import distances, scores_of, strictly_inside, valid_boxes
 
 
+@torch.no_grad()
 def task_aligned_overlap(boxes: Tensor, gt_boxes: Tensor, overlap: str) -> Tensor:
     """IoU or complete IoU, at least 0: [P, 4] and [G, 4] -> [P, G]; 0 for boxes that are none."""
     boxes, gt_boxes = boxes.float(), gt_boxes.float()
@@ -58,6 +59,7 @@ def holding(grid: PointGrid, gt_boxes: Tensor, gt_labels: Tensor, settings: Task
     return inside & valid_boxes(gt_boxes) & (gt_labels >= 0)
 
 
+@torch.no_grad()
 def task_aligned_assign(
     grid: PointGrid,
     pred_boxes: Tensor,
@@ -71,11 +73,12 @@ def task_aligned_assign(
     activation: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Task-aligned assignment for one image: owner int64 [P], target and iou float32 [P]."""
+    gt_boxes, gt_labels = gt_boxes.float(), gt_labels.long()
     device, num_objects = pred_boxes.device, len(gt_boxes)
     owner = torch.full((grid.num_points,), -1, device=device)
 
     # Scores m = s^alpha * u^beta, overlaps u, and who may have which point: [P, G] each.
-    s = pred_scores[:, gt_labels.clamp(min=0)].float()
+    s = scores_of(pred_scores, gt_labels)
     s = torch.sigmoid(s).nan_to_num(0) if activation == "sigmoid" else s.nan_to_num(0, 1, 0).clamp(0, 1)
     u = task_aligned_overlap(pred_boxes, gt_boxes, settings.overlap)
     holds = holding(grid, gt_boxes, gt_labels, settings)
@@ -101,7 +104,7 @@ def task_aligned_assign(
         owner = torch.where(chosen.any(1), torch.where(rivals, u, -1.0).max(1).indices, -1)
 
     # Of the points it has now, an object keeps so many.
-    target, iou = torch.zeros(2, len(owner), device=device)
+    target, iou = torch.zeros(2, len(owner), dtype=torch.float32, device=device)
     for g in range(num_objects):
         own = (owner == g).nonzero().flatten()
         best = torch.argsort(m[own, g], descending=True, stable=True)
@@ -115,6 +118,6 @@ def task_aligned_assign(
             target[own] = m[own, g] * u[own, g].max() / (m[own, g].max() + settings.epsilon)
 
     # In a region, what would be background is to be ignored.
-    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)].float()
+    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
     owner[(owner == -1) & strictly_inside(grid, regions).any(1)] = -2
     return owner, target, iou
