@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+import drawn
 from augment import IoUCrop, apply_changes, draw_change
 from data import TrainingSet, check_images, check_scorable, load_image, load_images, read_split, read_splits
 from drawn import CLASSES, draw_scene, draw_set
@@ -135,6 +138,22 @@ def test_sets_that_killed_processes_left_half_drawn_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     with pytest.raises(UserError, match=r"cannot write .*: File name too long"):
         draw_set(tmp_path / ("x" * 300), {"train": 1}, size=64)
+
+
+def test_the_default_set_is_drawn_once(tmp_path, monkeypatch):
+    sets = []
+
+    def draw_slowly(folder, *_, **__):
+        time.sleep(0.2)
+        folder.mkdir()
+        sets.append(folder)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawn, "draw_set", draw_slowly)
+    with ThreadPoolExecutor() as pool:
+        found = [of.result() for of in [pool.submit(drawn.default_set) for _ in range(3)]]
+    assert found == [Path("runs/drawn")] * 3
+    assert sets == [Path("runs/drawn")]
 
 
 @pytest.mark.parametrize("how", ["full", "flip"])

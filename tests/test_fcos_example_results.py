@@ -46,6 +46,16 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     assert results["models"][0]["images"] == 4
     assert (out / "table.md").read_text().count("| Mutual Guidance | 2 |") == 2
 
+    # What results do not say is not trained, nor what they have no room for.
+    trained.clear()
+    for wrong in (["--seed", "1"], ["--backb", "lite0"], ["--train", "x:y"], ["--assigner", "l2c"]):
+        with pytest.raises(SystemExit):
+            compare.main([*arguments, "--seeds", "0", *passed_on, *wrong])
+        assert f"{wrong[0]}" in capsys.readouterr().err
+    assert command(compare.main, [*arguments, "--seeds", "2", *passed_on, "--lr", "0.1"]) == 2
+    assert "holds results of another experiment" in capsys.readouterr().err
+    assert not trained
+
     # A finished run is not trained again.
     before = (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns
     assert compare.main([*arguments, "--seeds", "0", *passed_on]) == 0
@@ -63,6 +73,12 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     assert figures.main(["--original", checkpoints[0], "--mutual", checkpoints[1], *pictures]) == 0
     for name in ("figure1.png", "figure2.png"):
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_say_what_they_were_made_with_even_without_git(monkeypatch):
+    assert compare._versions()["commit"] != "unknown" or not (Path(compare.__file__).parents[2] / ".git").exists()
+    monkeypatch.setenv("PATH", "")
+    assert compare._versions()["commit"] == "unknown"
 
 
 def test_what_diagnose_tells_of_an_object():
@@ -114,6 +130,10 @@ def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
         in capsys.readouterr().err
     )
 
+    write_tensors(folders[1] / "last.pt", load_checkpoint(folders[0] / "last.pt"))
+    assert command(diagnose.main, [*map(str, folders), "--data", f"{data}:test"]) == 2
+    assert f"expected one run of each --assigner and --seed, got {folders[0]} of the same" in capsys.readouterr().err
+
     (folders[1] / "last.pt").unlink()
     assert command(diagnose.main, [str(folders[1]), "--data", f"{data}:test"]) == 2
     assert f"{folders[1]}: no last.pt in it" in capsys.readouterr().err
@@ -134,6 +154,7 @@ def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path
     torch.testing.assert_close(
         torch.stack(losses["mutual_guidance_assign"]), torch.stack(losses["assign_by_reference"])
     )
+    assert command(profile_step.main, [*arguments, "--", *TINY, "--batch", "10"]) == 2  # not for ever
     with pytest.raises(SystemExit):  # the reference would not be asked
         profile_step.main([*arguments, "--", *TINY, "--batch", "4", "--assigner", "task-aligned"])
     shares = json.loads((tmp_path / "share.json").read_text())

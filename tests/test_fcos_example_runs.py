@@ -40,6 +40,8 @@ CHECKPOINT = {"model": {}, "model_settings": {}, "classes": ["a"], "config": dic
         (["--train", "nowhere"], "nowhere: expected FOLDER:SPLIT"),
         (["--batch", "10"], "--batch 10: there are only 9 images to train on"),
         (["--device", "cuda"], "--device cuda: torch .* sees no CUDA device"),
+        (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:first"], "--device cuda:first: expected auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message):
@@ -58,6 +60,9 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (["--box-weight", "nan"], "--box-weight: expected more than 0, got nan"),
         (["--original-epochs", "-1"], "--original-epochs: expected at least 0, got -1"),
+        (["--weight-decay", "nan"], "--weight-decay: expected at least 0, got nan"),
+        (["--seed", "-1"], "--seed: expected 0 to 99999999, got -1"),
+        (["--seed", "100000000"], "--seed: expected 0 to 99999999, got 100000000"),
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
         (["--tune-from", "3"], "--tune-from: needs --pretrained and --norm batch"),
         (["--tune-from", "3", "--pretrained", "--norm", "group"], "--tune-from: needs --pretrained and --norm batch"),
@@ -211,6 +216,22 @@ def test_runs_from_before_an_option_existed_go_on(data, tmp_path, capsys):
     assert train.main(more) == 0
     assert command(train.main, [*more, "--difficult", "ignore"]) == 2
     assert "was begun with --difficult learn, not ignore" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"classes": ["a", "b"]}, "was begun with classes ['a', 'b'], not"),
+        ({"steps": 7}, "was begun with 7 steps in 1"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_images(data, tmp_path, capsys, changed, told):
+    run = tmp_path / "run"
+    more = [str(run), *options(data, "--epochs", "1", "--resume")]
+    assert train.main(more) == 0
+    torch.save(torch.load(run / "last.pt") | changed, run / "last.pt")
+    assert command(train.main, more) == 2
+    assert f"{run}: {told}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "step", "config"])

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from drawn import default_set
 from evaluate import LIMITS, as_percent, detect, load_model, readings_of, truths_of
 from losses import ASSIGNERS
 from metrics import ap_of, bootstrap, coco_ap, match
+from options import parse
 from runs import HelpFormatter, RunFolder, UserError, command, join_world, naming, write_json, write_text
-from table import PRIMARY, add_result, markdown
+from table import PRIMARY, add_result, check_setup, markdown
 
 REPLICATES = 200  # sets of images for the intervals over images
 
@@ -89,15 +91,13 @@ def score_one(run: Path, test: Sequence[str], device: str, limits: str) -> dict[
 
 def _versions() -> dict[str, str]:
     """When and with what: the commit is that of this file's checkout, marked where that has been changed."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = ""
+    with suppress(OSError):  # no git
+        commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     return {
         "date": date.today().isoformat(),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "mgassign": mgassign.__version__,
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -132,21 +132,29 @@ def main(arguments: list[str] | None = None) -> int:
     check_scorable(read_splits(args.test)[0], args.test)
     results = args.results or args.output / "results.json"
     setup = {"train": args.train, "test": args.test, "limits": args.limits, "options of train.py": passed_on}
-    text = ""
     # Seed by seed, so that what there is when it is interrupted can be compared.
-    for backbone in args.backbones:
-        for seed in args.seeds:
-            for arm in args.arms:
-                name = re.sub("[^a-z0-9.]+", "-", f"{backbone} {arm} {seed}")
-                assigner, *of_arm = arm.split()
-                options = ["--train", *args.train, "--backbone", backbone, "--seed", str(seed), "--assigner", assigner]
-                print(f"{args.output / name}:", flush=True)
-                train_one(args.output / name, [*options, "--device", args.device, *passed_on, *of_arm])
-                scores = score_one(args.output / name, args.test, args.device, args.limits)
-                model = {"backbone": backbone, "arm": arm, "seed": seed}
-                model |= {k: v for k, v in scores.items() if k not in setup}
-                text = markdown(add_result(results, setup, model))
-                write_text(args.output / "table.md", text)
+    models = [(b, seed, arm) for b in args.backbones for seed in args.seeds for arm in args.arms]
+    trainings = []
+    for backbone, seed, arm in models:
+        assigner, *of_arm = arm.split()
+        mine = {"backbone": backbone, "seed": seed, "assigner": assigner, "device": args.device, "train": args.train}
+        options = [word for name, value in mine.items() if name != "train" for word in (f"--{name}", str(value))]
+        options += ["--train", *args.train, *passed_on, *of_arm]
+        run = args.output / re.sub("[^a-z0-9.]+", "-", f"{backbone} {arm} {seed}")
+        # An option that says it otherwise would train what results do not say.
+        for name, value in vars(parse([str(run), *options])).items():
+            if mine.get(name, value) != value:
+                parser.error(f"--{name} {value}: does not belong among the options of train.py or of an arm")
+        trainings.append((run, options, {"backbone": backbone, "arm": arm, "seed": seed}))
+    check_setup(results, setup)
+    text = ""
+    for run, options, model in trainings:
+        print(f"{run}:", flush=True)
+        train_one(run, options)
+        scores = score_one(run, args.test, args.device, args.limits)
+        model |= {k: v for k, v in scores.items() if k not in setup}
+        text = markdown(add_result(results, setup, model))
+        write_text(args.output / "table.md", text)
     print(text, end="")
     return 0
 

@@ -44,7 +44,6 @@ from runs import (
 from table import NAMES
 
 LEAST_POINTS = 3  # of an object: two are in order or not
-ALIKE = ("quality", "min_points", "level_gate")  # in all runs: tables tell them apart by their strategy
 BEST = "best at hand"
 MEASURES = {
     "rank": "rank correlation of score and overlap",
@@ -130,21 +129,26 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     if not folder.last.is_file():
         raise UserError(f"{run}: no last.pt in it")
     lines = folder.read_metrics()
-    return [*folder.kept(), (lines[-1]["epoch"] + 1 if lines else 0, folder.last)]
+    return sorted({**dict(folder.kept()), (lines[-1]["epoch"] + 1 if lines else 0): folder.last}.items())
 
 
 def check_alike(runs: Sequence[Path]) -> None:
-    """That runs differ in strategy and seed, not in what else decides which points learn.
+    """That runs differ in strategy and seed, by which tables tell them apart, and in nothing else.
 
     Raises:
-        UserError: if they do.
+        UserError: if they do not.
     """
-    first, *others = ((run, load_checkpoint(RunFolder(run).last)["config"]) for run in runs)
-    for run, config in others:
-        for name in ALIKE:
-            if config[name] != first[1][name]:
-                told = f"{name} was {config[name]!r} there, {first[1][name]!r} in {first[0]}"
+    seen: dict[tuple[str, int], Path] = {}
+    alike: dict[str, Any] = {}
+    for run in runs:
+        config = dict(load_checkpoint(RunFolder(run).last)["config"])
+        which = config.pop("assigner"), config.pop("seed")
+        for name, value in config.items():
+            if alike.setdefault(name, value) != value:
+                told = f"{name} was {value!r} there, {alike[name]!r} in {runs[0]}"
                 raise UserError(f"{run}: expected runs that differ in --assigner and --seed, but {told}")
+        if seen.setdefault(which, run) != run:
+            raise UserError(f"{run}: expected one run of each --assigner and --seed, got {seen[which]} of the same")
 
 
 def by_arm(models: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, float]]]:

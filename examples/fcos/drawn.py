@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
-from runs import HelpFormatter, UserError, command, positive, write_file
+from runs import HelpFormatter, UserError, command, one_at_a_time, positive, write_file
 
 CLASSES = ("ellipse", "rectangle", "triangle")
 SMOOTH = 3  # drawn larger, then reduced, for soft edges
@@ -118,7 +118,10 @@ def default_set() -> Path:
     """The folder of the set that training uses when it is given none: ``runs/drawn``, drawn if it is not there."""
     folder = Path("runs/drawn")
     if not folder.exists():
-        draw_set(folder, {"train": 400, "val": 100, "test": 200}, size=128)
+        folder.parent.mkdir(exist_ok=True)
+        with one_at_a_time(folder.parent):
+            if not folder.exists():
+                draw_set(folder, {"train": 400, "val": 100, "test": 200}, size=128)
     return folder
 
 

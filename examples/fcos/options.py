@@ -17,6 +17,8 @@ FREE_SETTINGS = (
     "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every"
 )  # fmt: skip
 
+MOST_SEEDS = 100_000_000  # what an image's change is drawn from, made of seed, epoch and image, is below 2^64
+
 
 def parse(arguments: list[str] | None, description: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
@@ -91,9 +93,11 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     for name in ("lr", "box_weight"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
-    for name in ("workers", "min_points", "original_epochs", "tune_from"):
-        if getattr(args, name) < 0:
+    for name in ("workers", "min_points", "original_epochs", "tune_from", "weight_decay"):
+        if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")
+    if not 0 <= args.seed < MOST_SEEDS:
+        parser.error(f"argument --seed: expected 0 to {MOST_SEEDS - 1}, got {args.seed}")
     if args.tune_from and not (args.pretrained and args.norm == "batch"):
         parser.error(
             "argument --tune-from: needs --pretrained and --norm batch, else what is frozen has learned nothing"

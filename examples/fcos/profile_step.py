@@ -24,7 +24,7 @@ from data import Batch, TrainingSet, load_images, read_splits
 from drawn import default_set
 from mgassign import Assignment, PointGrid, reference
 from options import parse
-from runs import HelpFormatter, command, join_world, positive, write_json
+from runs import HelpFormatter, UserError, command, join_world, positive, write_json
 from trainer import Trainer
 
 WARM_UP = 3
@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {}
     with join_world(settings.device) as world:
         records, classes = read_splits(args.data or [f"{default_set()}:train"])
+        if len(records) < settings.batch:
+            raise UserError(f"--batch {settings.batch}: there are only {len(records)} images to measure with")
         cached = load_images(records, settings.size, world.device)
         dataset = TrainingSet(records, settings.size, False, settings.augment, settings.difficult == "ignore")
         for name in ("mgassign", "reference"):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -278,8 +279,12 @@ def join_world(device: str) -> Iterator[World]:
     has_cuda = torch.cuda.is_available()
     if device == "auto":
         device = "cuda" if has_cuda else "cpu"
+    if not (known := re.fullmatch(r"cpu|cuda(?::(\d+))?", device)):
+        raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not has_cuda:
         raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device here")
+    if known[1] and int(known[1]) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: there are only {torch.cuda.device_count()} CUDA devices")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

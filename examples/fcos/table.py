@@ -49,6 +49,19 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def check_setup(path: Path, setup: dict[str, Any]) -> Models:
+    """The models of a file of results.
+
+    Raises:
+        UserError: if the file is about another experiment.
+    """
+    results = read_results(path)
+    if results["setup"] not in (None, setup):
+        raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
+    models: Models = results["models"]
+    return models
+
+
 def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Models:
     """Puts a model's scores into a file of results, in the place of those of the same backbone, arm and seed.
 
@@ -64,10 +77,7 @@ def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Mode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.parent):
-        results = read_results(path)
-        if results["setup"] not in (None, setup):
-            raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
-        models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
+        models = sorted([m for m in check_setup(path, setup) if key(m) != key(model)] + [model], key=key)
         lines = ",\n".join(map(as_json, models))
         write_text(path, f'{{"setup": {as_json(setup)},\n"models": [\n{lines}\n]}}\n')
     return models

@@ -204,6 +204,11 @@ def run_epochs(
     steps_per_epoch = len(records) // args.batch
     trainer = Trainer(args, classes, steps_per_epoch * args.epochs, world, resumes=state is not None)
     if state:
+        if state["classes"] != trainer.classes:
+            raise UserError(f"{args.run}: was begun with classes {state['classes']}, not {trainer.classes}")
+        if state.get("steps", trainer.steps) != trainer.steps:
+            told = f"{state['steps']} steps in {args.epochs} epochs, not {trainer.steps}"
+            raise UserError(f"{args.run}: was begun with {told}: --train has other images now")
         with naming(folder.last, "not a checkpoint of this training"):
             trainer.load(state)
     if world.rank == 0:

@@ -126,6 +126,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "steps": self.steps,
             "best": self.best,
             "classes": self.classes,
             "model_settings": self.model_settings,
