@@ -279,6 +279,8 @@ def parse_arguments() -> argparse.Namespace:
         wrong = f"--data: scenario R needs a folder with {COCO_BOXES}, got {args.data}"
     elif args.json and not args.json.absolute().parent.is_dir():
         wrong = f"--json: no folder {args.json.parent}"
+    elif args.peers and args.device == "cuda":
+        wrong = "--peers: measured on the CPU alone, got --device cuda"
     elif args.device == "cuda" and (mgassign._library.cuda_library is None or not torch.cuda.is_available()):
         wrong = f"--device: no CUDA: {mgassign._library.no_cuda_reason or 'torch finds no GPU'}"
     elif min(args.threads, args.repeats, args.limit) < 1 or args.budget <= 0:

@@ -96,10 +96,15 @@ def test_labels_of_no_class_are_objects(run):
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_nothing_to_assign(run, images):
-    check(run, GRID, [torch.empty(0, 4)] * max(images, 1))
-    check(run, GRID, [torch.empty(0, 4)] * max(images, 1), form="padded")
     no_points = PointGrid.from_features([(0, 4), (3, 0)], strides=(8, 16))
-    check(run, no_points, [torch.tensor([[0.0, 0, 40, 40]])] * max(images, 1))
+    if not images:
+        for grid in (GRID, no_points):
+            check_parity(run, "atss_assign", torch.empty(0, 4), None, None, [], *grid.arguments, 8.0, 9)
+            check_parity(run, "atss_assign", torch.empty(0, 3, 4), None, None, None, *grid.arguments, 8.0, 9)
+        return
+    check(run, GRID, [torch.empty(0, 4)] * images)
+    check(run, GRID, [torch.empty(0, 4)] * images, form="padded")
+    check(run, no_points, [torch.tensor([[0.0, 0, 40, 40]])] * images)
 
 
 any_objects = st.lists(st.lists(boxes(), max_size=6), min_size=1, max_size=2)

@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+import bench_peers
 import scenarios
 from mgassign import PointGrid, mutual_guidance_assign, reference
 from peers import PEERS
@@ -239,3 +241,12 @@ def test_the_peer_needs_more_memory_than_there_is_for_5000_objects(peer, tmp_pat
     )
     row = json.loads(figures.read_text())["scenarios"]["N5000"][peer]
     assert row.get("failed", "").startswith("out of memory"), f"{PEERS[peer].about} has mended this"
+
+
+def test_the_benchmark_times_no_peer_that_does_something_else():
+    peer, expected = SimpleNamespace(compared="owner", same_job=True), torch.full((1, 10_000), -1)
+    expected[0, :50] = 0
+    ours = SimpleNamespace(owner=expected)
+    assert bench_peers.compare(peer, ours, expected, 1)["differ_share"] == 0
+    with pytest.raises(ValueError, match=r"100\.00% of the points that have an object"):
+        bench_peers.compare(peer, ours, torch.full_like(expected, -1), 1)

@@ -132,15 +132,19 @@ def test_offsets_that_are_none_break_nothing(run, offsets):
 @pytest.mark.parametrize("images", [0, 2])
 def test_nothing_to_assign(run, images):
     grid = PointGrid.for_image((16, 24), (8,))
+    if not images:
+        none = Scene(grid, torch.empty(0, 6, 4), torch.empty(0, 6, 3), [torch.empty(0, 4)], [torch.empty(0).long()])
+        arguments = arguments_of(none, TaskAligned.ULTRALYTICS)
+        arguments[5] = []  # gt_counts
+        check_parity(run, "task_aligned_assign", *arguments)
+        return
     empty = scene_of(grid, [torch.empty(0, 4)] * images, 3, torch.Generator())
-    if images:
-        check(run, empty, TaskAligned.ULTRALYTICS, "padded")
-        check(run, empty, TaskAligned.ULTRALYTICS)
+    check(run, empty, TaskAligned.ULTRALYTICS, "padded")
+    check(run, empty, TaskAligned.ULTRALYTICS)
     no_points = PointGrid.from_features([(0, 4), (3, 0)], strides=(8, 16))
     boxes, labels = [torch.tensor([[0.0, 0, 40, 40]])] * images, [torch.tensor([0])] * images
     of = Scene(no_points, torch.empty(images, 0, 4), torch.empty(images, 0, 2), boxes, labels)
-    if images:
-        check(run, of, TaskAligned.ULTRALYTICS)
+    check(run, of, TaskAligned.ULTRALYTICS)
 
 
 @settings(max_examples=15)

@@ -46,8 +46,8 @@ for pair in "${pairs[@]}"; do
     spent=$((SECONDS - started))
     # From elsewhere: here Python would import the sources.
     (cd / && "$OLDPWD/$folder/bin/python" -m mgassign)
-    "$folder/bin/pytest" --installed --pyargs mgassign tests -q -p no:cacheprovider "$@" >> "$log" 2>&1
     status=$?
+    "$folder/bin/pytest" --installed --pyargs mgassign tests -q -p no:cacheprovider "$@" >> "$log" 2>&1 || status=$?
     told="$(tail -n 1 "$log")"
   else
     status=1

@@ -111,12 +111,13 @@ def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | No
         own = [source, *sorted(HERE.glob("*.h"))]
         return [make(f"{source.stem}.o", own, *CXX_FLAGS, "-O2", include[0], "-c", source)]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (folder / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one builds
         jobs = [pool.submit(compile_file, source) for source in sources]
         jobs += [pool.submit(compile_machine, source) for source in sorted(HERE.glob("*.cpp"))]
         objects = [path for job in jobs for path in job.result()]
-    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-    return make(f"{NAMESPACE}.so", [], "-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries)
+        libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+        return make(f"{NAMESPACE}.so", [], "-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries)
 
 
 class Library:
@@ -147,10 +148,7 @@ class Library:
 @cache
 def load_operators(folder: Path, arch: str = "9.0") -> Library | None:
     """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas; once in a process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # of several processes that test, one builds
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
+    path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
     if path is None:
         return None
     definitions = torch.library.Library(NAMESPACE, "DEF")
