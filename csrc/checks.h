@@ -56,22 +56,32 @@ inline std::ostream& operator<<(std::ostream& out, const shape_of& shape) {
   return out << "]";
 }
 
+struct device_of {
+  const Tensor& tensor;
+  explicit device_of(const Tensor& tensor) : tensor(tensor) {}
+};
+
+inline std::ostream& operator<<(std::ostream& out, const device_of& device) {
+  return device.tensor.is_cpu() ? out << "cpu" : out << "device " << device.tensor.get_device_index();
+}
+
 inline void check_floating(const Tensor& tensor, const char* name) {
   const ScalarType dtype = tensor.scalar_type();
   check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
             dtype == ScalarType::Double,
-        name, ": expected a float32, float16, bfloat16 or float64 tensor");
+        name, ": expected a float32, float16, bfloat16 or float64 tensor, got ", dtype);
 }
 
 // What the Python layer hands over after widening: float32 (or int64) and contiguous.
 inline void check_packed(const Tensor& tensor, ScalarType dtype, const char* name) {
   check(tensor.scalar_type() == dtype && tensor.is_contiguous(), name, ": expected a contiguous ",
-        dtype == ScalarType::Float ? "float32" : "int64", " tensor");
+        dtype == ScalarType::Float ? "float32" : "int64", " tensor, got ",
+        tensor.is_contiguous() ? "a contiguous " : "a strided ", tensor.scalar_type(), " one");
 }
 
 inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name) {
   check(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name,
-        ": expected all tensors on one device");
+        ": expected all tensors on one device, got ", device_of(tensor), " and ", device_of(other));
 }
 
 struct Grid {
@@ -93,8 +103,8 @@ struct Grid {
 };
 
 // Point indices travel as int32 inside the kernels.
-inline void check_point_count(int64_t num_points) {
-  check(num_points <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 points in an image, got ",
+inline void check_point_count(int64_t num_points, const char* name) {
+  check(num_points <= std::numeric_limits<int32_t>::max(), name, ": expected fewer than 2^31 points in an image, got ",
         num_points);
 }
 
@@ -131,10 +141,10 @@ inline Grid make_grid(const std::vector<int64_t>& heights, const std::vector<int
           level.lo, " to ", level.hi,
           "; expected sizes of at least 0, and finite numbers above 0 for strides and "
           "spacings, in float32");
-    check_point_count(std::max(level.height, level.width));  // so that the product cannot overflow
+    check_point_count(std::max(level.height, level.width), "grid");  // so that the product cannot overflow
     grid.levels.push_back(level);
     grid.num_points += level.height * level.width;
-    check_point_count(grid.num_points);
+    check_point_count(grid.num_points, "grid");
   }
   return grid;
 }
@@ -147,7 +157,8 @@ inline int64_t check_objects(const Tensor& gt_boxes, const std::optional<Tensor>
   check(gt_boxes.dim() == (padded ? 3 : 2) && gt_boxes.size(gt_boxes.dim() - 1) == 4, "gt_boxes: expected shape ",
         padded ? "[B, G, 4]" : "[N, 4]", ", got ", shape_of(gt_boxes));
   check_packed(gt_boxes, ScalarType::Float, "gt_boxes");
-  check(gt_boxes.numel() / 4 <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31 objects");
+  check(gt_boxes.numel() / 4 <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31 objects, got ",
+        gt_boxes.numel() / 4);
   if (padded) return gt_boxes.size(0);
   if (gt_counts) return static_cast<int64_t>(gt_counts->size());
   check(gt_offsets->dim() == 1 && gt_offsets->size(0) >= 1, "gt_offsets: expected shape [B + 1], got ",
@@ -265,7 +276,7 @@ inline void check_boxes(const Tensor& boxes, const char* name, const char* shape
 // Anchors [A, 4], which all images share.
 inline void check_anchors(const Tensor& anchors, const Tensor& gt_boxes) {
   check_boxes(anchors, "anchors", "[A, 4]");
-  check_point_count(anchors.size(0));
+  check_point_count(anchors.size(0), "anchors");
   check_same_device(gt_boxes, anchors, "gt_boxes");
 }
 
@@ -297,7 +308,7 @@ inline void check_probabilities(const Tensor& gt_boxes, const Tensor& probs, int
 inline void check_contest(const Tensor& scores, const Tensor& k, const Tensor& areas) {
   check(scores.dim() == 2, "scores: expected shape [P, G], got ", shape_of(scores));
   check_floating(scores, "scores");
-  check_point_count(scores.size(0));
+  check_point_count(scores.size(0), "scores");
   const int64_t num_objects = scores.size(1);
   check(k.dim() == 1 && k.size(0) == num_objects, "k: expected shape [", num_objects, "], got ", shape_of(k));
   check_packed(k, ScalarType::Long, "k");

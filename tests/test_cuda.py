@@ -167,7 +167,7 @@ def test_extra_memory(objects):
 def test_tensors_of_two_devices_are_refused():
     of = scene(objects=(3, 2), seed=8)
     grid, boxes, labels = of.grid.arguments, torch.cat(of.gt_boxes), torch.cat(of.gt_labels)
-    with pytest.raises(ValueError, match="expected all tensors on one device"):
+    with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and device 0"):
         torch.ops.mgassign.mutual_guidance_assign(
             of.pred_boxes.cuda(), of.pred_logits, boxes, labels, None, [3, 2], *grid, 1.5, 2.0, True, 0, 1
         )

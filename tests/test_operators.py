@@ -37,8 +37,16 @@ RAW_ERRORS = {
     "offsets and counts": ((4, torch.tensor([0, 3, 5])), (5, [3, 2]), "gt_offsets, gt_counts: expected at most one"),
     "negative counts": ((5, [7, -2]), (5, [7, -2]), "gt_counts: expected at least 0 in each image, got -2 in image 1"),
     "counts of another sum": ((5, [3, 1]), (5, [3, 1]), "gt_boxes: expected 4 rows, one per object, got 5"),
-    "float64 objects": ((2, torch.rand(5, 4).double()), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
-    "strided objects": ((2, torch.rand(4, 5).T), (4, None), "gt_boxes: expected a contiguous float32 tensor"),
+    "float64 objects": (
+        (2, torch.rand(5, 4).double()),
+        (4, None),
+        "gt_boxes: expected a contiguous float32 tensor, got a contiguous Double one",
+    ),
+    "strided objects": (
+        (2, torch.rand(4, 5).T),
+        (4, None),
+        "gt_boxes: expected a contiguous float32 tensor, got a strided Float one",
+    ),
     "narrow labels": (
         (3, torch.zeros(5, dtype=torch.int32)),
         (4, None),
@@ -49,7 +57,7 @@ RAW_ERRORS = {
         (4, None),
         "gt_labels: expected one per object, like gt_boxes [5, 4] without its last dimension, got [4]",
     ),
-    "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "pred_boxes: expected"),
+    "integer predictions": ((0, torch.zeros(2, 120, 4).long()), (4, None), "float64 tensor, got Long"),
 }
 
 
@@ -90,8 +98,8 @@ def test_the_operator_checks_that_padded_labels_are_the_boxes():
         ({"offsets": [4.0, math.nan, 8.0, 8.0]}, "grid: level 0 is"),
         ({"ranges": [5.0, 4.0, 0.0, 9.0]}, "grid: level 0 is"),
         ({"activation": 2}, "activation: expected"),
-        ({"heights": [2**20, 4], "widths": [2**20, 6]}, "fewer than 2^31 points"),
-        ({"heights": [2**62, 4], "widths": [2**62, 6]}, "fewer than 2^31 points"),
+        ({"heights": [2**20, 4], "widths": [2**20, 6]}, "grid: expected fewer than 2^31 points"),
+        ({"heights": [2**62, 4], "widths": [2**62, 6]}, "grid: expected fewer than 2^31 points"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
