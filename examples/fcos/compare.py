@@ -137,9 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     trainings = []
     for backbone, seed, arm in models:
         assigner, *of_arm = arm.split()
-        mine = {"backbone": backbone, "seed": seed, "assigner": assigner, "device": args.device, "train": args.train}
-        options = [word for name, value in mine.items() if name != "train" for word in (f"--{name}", str(value))]
-        options += ["--train", *args.train, *passed_on, *of_arm]
+        mine = {"train": args.train, "backbone": backbone, "seed": seed, "assigner": assigner, "device": args.device}
+        options = ["--train", *args.train, "--backbone", backbone, "--seed", str(seed), "--assigner", assigner]
+        options += ["--device", args.device, *passed_on, *of_arm]
         run = args.output / re.sub("[^a-z0-9.]+", "-", f"{backbone} {arm} {seed}")
         # An option that says it otherwise would train what results do not say.
         for name, value in vars(parse([str(run), *options])).items():
