@@ -107,7 +107,7 @@ def _take_jagged(owner: Tensor, objects: Any, fill: float) -> Tensor:
     values, offsets, lengths = objects.values(), objects.offsets(), objects.lengths()
     _checks.shape("objects.values()", values, ("N", *objects.shape[2:]))
     counts = offsets.diff() if lengths is None else lengths  # with lengths there are holes between the images
-    return _take_rows(owner, [values], offsets[: len(counts), None], counts, fill)
+    return _take_rows(owner, [values], offsets[:-1, None], counts, fill)
 
 
 def _take_rows(

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgassign import (
-    PointGrid,
-    SimOTA,
-    SoftLabel,
-    TaskAligned,
-    TaskAlignedAssignment,
-    dense_scores,
-    reference,
-    task_aligned_assign,
-)
+from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, dense_scores, reference, task_aligned_assign
 from scenes import GRIDS, STRIDES, Scene, equal, random_boxes, scene, scene_of, scenes
 from task_aligned_agreement import answers
 
@@ -287,12 +277,6 @@ def test_any_number_of_threads_gives_the_same():
         torch.set_num_threads(before)
     for others in results[1:]:
         assert equal(results[0], others)
-
-
-def test_settings_of_numpy_s_numbers_are_loaded(tmp_path):
-    made = [TaskAligned(alpha=np.float64(0.5)), SimOTA(penalty=np.float64(9)), SoftLabel(epsilon=np.float64(0.1))]
-    torch.save(made, tmp_path / "settings.pt")
-    assert torch.load(tmp_path / "settings.pt") == made
 
 
 def test_dense_scores():
