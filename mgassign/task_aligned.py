@@ -126,13 +126,13 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
         owner: Each point's object by its index within its image, int64 [B, P]; below 0 for none.
         target: What the point is to learn for its object's class, floating point [B, P].
         gt_labels: The objects' classes, in any form that :func:`task_aligned_assign` takes.
-        num_classes: C.
+        num_classes: C, at least 1.
 
     Returns:
         [B, P, C] of ``target``'s dtype, 0 but for the class of the point's object.
 
     Raises:
-        TypeError, ValueError: if an argument's type, dtype, shape or device is not as above.
+        TypeError, ValueError: if an argument's type, dtype, shape, device or value is not as above.
 
     >>> dense_scores(torch.tensor([[0, -1]]), torch.tensor([[0.75, 0.0]]), [torch.tensor([2])], num_classes=3)
     tensor([[[0.0000, 0.0000, 0.7500],
@@ -140,7 +140,7 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     """
     _checks.tensor("owner", owner, dtypes=(torch.int64,))
     _checks.tensor("target", target, like=owner)
-    _checks.count("num_classes", num_classes)
+    _checks.count("num_classes", num_classes, at_least=1)
     _checks.shape("target", target, tuple(owner.shape))
     if isinstance(gt_labels, Tensor):
         _checks.tensor("gt_labels", gt_labels, dtypes=_checks.INTEGER, jagged=True)
@@ -148,7 +148,7 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
         for b, of_image in enumerate(gt_labels):
             _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
     labels = take(owner, gt_labels).long()
-    # A class more, for the points that have none: no shape depends on values, and nothing waits for them.
-    scores = target.new_zeros((*owner.shape, num_classes + 1))
-    column = torch.where((owner >= 0) & (labels >= 0) & (labels < num_classes), labels, num_classes)
-    return scores.scatter_(2, column[..., None], target[..., None])[..., :num_classes]
+    # Points that have no class write a 0 over a 0: no shape depends on values, and nothing waits for them.
+    has_class = (owner >= 0) & (labels >= 0) & (labels < num_classes)
+    column, value = labels.where(has_class, 0), target.where(has_class, 0)
+    return target.new_zeros((*owner.shape, num_classes)).scatter_(2, column[..., None], value[..., None])

@@ -303,6 +303,17 @@ def test_dense_scores():
         dense_scores(found.owner, found.target[:, 1:], of.gt_labels, 6)
     with pytest.raises(TypeError, match="owner: expected a tensor, got NoneType"):
         dense_scores(None, found.target, of.gt_labels, 6)
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, less than 2\\^31, got 0"):
+        dense_scores(found.owner, found.target, of.gt_labels, 0)
+
+
+def test_dense_scores_of_points_that_have_no_class():
+    """Nobody's, a region's, padding's, of a class that has no column: whatever their target is, it goes nowhere."""
+    owner, labels = torch.tensor([[0, -1, -2, 1, 2, 3]]), [torch.tensor([2, -1, 3, -2])]
+    scores = dense_scores(owner, torch.tensor([[0.5, torch.nan, 1.0, 1.0, torch.inf, 1.0]]), labels, 3)
+    assert scores.is_contiguous()
+    assert scores.nonzero().tolist() == [[0, 0, 2]]
+    assert scores[0, 0, 2] == 0.5
 
 
 @pytest.mark.parametrize("form", ["padded", "jagged"])

@@ -21,4 +21,4 @@ class Assigner(Adapter):
         return [result for image in self.images for result in self.assign(self.grid, *image)]
 
     def owners(self, results: list[Tensor]) -> Tensor:
-        return torch.stack(results[::4])  # cls, loc, original, num_points of each image
+        return torch.stack(results[::5])  # cls, loc, original, num_points, iou of each image

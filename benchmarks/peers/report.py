@@ -88,14 +88,15 @@ def _aims(scenarios: dict[str, Rows]) -> str:
     for whom, where, least in TIME_AIMS:
         for name in where:
             rows = _measured(scenarios.get(name, {}))
-            among = _real_dynamic(rows) if whom == "fastest dynamic peer" else rows.keys() & {whom}
+            among = rows.keys() & {whom} if whom in PEERS else _real_dynamic(rows)
+            operator, other = (PEERS[whom].operator, PEERS[whom].about) if whom in PEERS else (DYNAMIC, f"the {whom}")
+            aim = f"{name}: `{operator}` against {other}: {least} times as fast"
             if among:
                 peer = min(among, key=lambda name: rows[name]["ratio"]["median"])
                 found = rows[peer]["ratio"]["median"]
-                aim = f"{name}: `{PEERS[peer].operator}` against the {whom}: {least} times as fast"
-                if whom in PEERS:
-                    aim = f"{name}: `{PEERS[peer].operator}` against {PEERS[whom].about}: {least} times as fast"
                 lines.append(f"| {aim} | {_number(found)} times ({PEERS[peer].about}) | {_yes(found >= least)} |")
+            elif name in scenarios:
+                lines.append(f"| {aim} | not measured | - |")
     for name in "BE":
         rows = {peer: row for peer, row in _measured(scenarios.get(name, {})).items() if row["extra_bytes"]}
         if among := _real_dynamic(rows):
