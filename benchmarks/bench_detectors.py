@@ -2,13 +2,14 @@
 
     build/projects/bin/python benchmarks/bench_detectors.py --output RESULTS.json
 
-Prints a table: the loss with the assignment in it, and with its backward pass down to the predictions.
+Prints a table: the loss with the assignment in it, and with its backward pass down to the predictions. Both heads are timed
+in turn, after a call of each, so that what slows the machine down for a while slows both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import platform
 import statistics
 import sys
@@ -24,8 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples/detectors")]
 
 import heads  # noqa: E402
+from bench_assign import write_json  # noqa: E402
 
 SIZE = (640, 640)
+Times = tuple[float, float]  # the loss alone, and with its backward pass, in seconds
 
 
 def leaves(value: Any) -> Any:
@@ -48,15 +51,13 @@ def objects(batch: int, count: int) -> heads.Objects:
     return drawn
 
 
-def median_of(call: Callable[[], tuple[float, float]], repeats: int) -> dict[str, float]:
-    """In milliseconds, the first call left out."""
-    call()
-    loss, whole = zip(*(call() for _ in range(repeats)), strict=True)
-    return {"loss": statistics.median(loss) * 1e3, "loss_and_backward": statistics.median(whole) * 1e3}
+def make_step(kind: type[heads.Head], ours: bool, batch: int, of_images: heads.Objects) -> Callable[[], Times]:
+    torch.manual_seed(0)
+    head = kind(ours)
+    with torch.no_grad():
+        predictions = head.predict(SIZE, batch)
 
-
-def measure(head: heads.Head, predictions: Any, of_images: heads.Objects, repeats: int) -> dict[str, float]:
-    def step() -> tuple[float, float]:
+    def step() -> Times:
         given = leaves(predictions)
         start = time.perf_counter()
         terms = head.loss(given, of_images)
@@ -64,7 +65,25 @@ def measure(head: heads.Head, predictions: Any, of_images: heads.Objects, repeat
         sum(terms.values()).backward()
         return between - start, time.perf_counter() - start
 
-    return median_of(step, repeats)
+    return step
+
+
+def medians(steps: dict[str, Callable[[], Times]], repeats: int) -> dict[str, dict[str, float]]:
+    """Of each in milliseconds, their first calls left out."""
+    times: dict[str, list[Times]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    gc.collect()
+    gc.disable()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(step())
+    gc.enable()
+    parts = ("loss", "loss_and_backward")
+    return {
+        name: {part: statistics.median(of) * 1e3 for part, of in zip(parts, zip(*taken, strict=True), strict=True)}
+        for name, taken in times.items()
+    }
 
 
 def main() -> None:
@@ -74,23 +93,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     heads.NUM_CLASSES = options.classes
+    torch.set_num_threads(options.threads)
     rows = []
     for kind in heads.HEADS:
         if not heads.installed(kind) or (options.heads and kind.__name__ not in options.heads):
             continue
         for count in options.objects:
-            row: dict[str, Any] = {"head": kind.__name__, "objects": count}
-            for ours in (False, True):
-                torch.manual_seed(0)
-                head = kind(ours)
-                with torch.no_grad():
-                    predictions = head.predict(SIZE, options.batch)
-                row["ours" if ours else "stock"] = measure(
-                    head, predictions, objects(options.batch, count), options.repeats
-                )
+            drawn = objects(options.batch, count)
+            steps = {name: make_step(kind, name == "ours", options.batch, drawn) for name in ("stock", "ours")}
+            row: dict[str, Any] = {"head": kind.__name__, "objects": count, **medians(steps, options.repeats)}
             rows.append(row)
             stock, ours = row["stock"], row["ours"]
             print(
@@ -102,7 +117,7 @@ def main() -> None:
         machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         settings = {"batch": options.batch, "size": SIZE, "classes": options.classes, "repeats": options.repeats}
-        options.output.write_text(json.dumps({**machine, **versions, **settings, "rows": rows}, indent=1) + "\n")
+        write_json(options.output, {**machine, **versions, **settings, "rows": rows})
 
 
 if __name__ == "__main__":

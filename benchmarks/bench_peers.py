@@ -2,7 +2,7 @@
 
 Each peer works in a process of its own, in which mgassign's operator for the same job is timed in turn with it: one call
 of the one, one of the other, and so on. The ratio is that of each such pair, so what slows the machine down for a while
-slows both sides of a pair. A call of less than a tenth of a second is made once more directly before the timed one,
+slows both sides of a pair. Where the peer's call makes targets of the owners, too, so does mgassign's side. A call of less than a tenth of a second is made once more directly before the timed one,
 without being timed: each side finds its own data in the caches. CPU time, of all threads together, is told beside: on a busy
 machine it is the figure to compare, with --threads 1.
 
@@ -34,8 +34,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench_assign
+from mgassign import dense_scores, take
 from peers import PEERS, Adapter, Peer, report
-from scenarios import GROWTH, SCENARIOS, make_inputs
+from scenarios import GROWTH, SCENARIOS, Inputs, make_inputs
 
 ALL_SCENARIOS = {**SCENARIOS, **GROWTH}
 MEMORY_LIMIT = 12 * 2**30
@@ -152,6 +153,23 @@ def compare(peer: Peer, ours: Any, owners: Tensor, objects: int) -> dict[str, fl
     return result
 
 
+def with_targets(call: Callable[[], Any], peer: Peer, inputs: Inputs) -> Callable[[], Any]:
+    """The operator's call, and what the peer's makes of its owners besides."""
+    grid, classes = inputs.grid, inputs.pred_logits.shape[-1]
+    targets: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        "labels": lambda _, owner: take(owner, inputs.gt_labels),
+        "boxes": lambda _, owner: take(owner, inputs.gt_boxes),
+        "distances": lambda _, owner: grid.encode(take(owner, inputs.gt_boxes)),
+        "scores": lambda found, owner: dense_scores(owner, found.target, inputs.gt_labels, classes),
+    }
+
+    def both() -> list[Tensor]:
+        found = call()
+        return [*found, *(targets[name](found, getattr(found, peer.compared)) for name in peer.targets)]
+
+    return both if peer.targets else call
+
+
 def measure(args: argparse.Namespace, scenario: str, name: str) -> dict[str, Any]:
     """The work of one child process."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
@@ -159,15 +177,14 @@ def measure(args: argparse.Namespace, scenario: str, name: str) -> dict[str, Any
     try:
         adapter = peer.load()
         small = make_inputs(replace(SCENARIOS["call"], images=16))
-        (
-            adapter(small)(),
-            bench_assign.make_call(peer.operator, "mgassign", small, peer.preset)(),
-        )  # loads code, starts threads
+        adapter(small)()  # loads code, starts threads
+        with_targets(bench_assign.make_call(peer.operator, "mgassign", small, peer.preset), peer, small)()
         inputs = make_inputs(ALL_SCENARIOS[scenario], args.data)
         theirs: Adapter = adapter(inputs)
-        ours = bench_assign.make_call(peer.operator, "mgassign", inputs, peer.preset)
+        assign = bench_assign.make_call(peer.operator, "mgassign", inputs, peer.preset)
+        ours = with_targets(assign, peer, inputs)
         objects = max(sum(map(len, inputs.gt_boxes)), 1)
-        found, our_counts = count_operators(ours)
+        found, our_counts = count_operators(assign)  # take waits on a CPU alone, to look at its values
         if name.endswith("compiled"):  # it compiles now, and would run uncompiled while its operators are counted
             results, their_counts = theirs(), {}
         else:

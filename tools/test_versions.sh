@@ -29,6 +29,7 @@ unset PYTHONPATH VIRTUAL_ENV
 pairs=()
 while [[ $# != 0 && "$1" != -- ]]; do pairs+=("$1"); shift; done
 [[ $# == 0 ]] || shift
+[[ ${#pairs[@]} != 0 ]] || { echo "expected PYTHON:TORCH, got no pair" >&2; exit 2; }
 
 failed=0
 table=""

@@ -48,6 +48,8 @@ class Peer:
     """Whether it computes what the operator does, its own rounding aside."""
     preset: str = ""
     """Of the operator's settings, those of this peer."""
+    targets: tuple[str, ...] = ()
+    """What its call makes of the owners besides: ``labels``, ``boxes``, ``distances`` to their sides, dense ``scores``."""
 
     @property
     def dynamic(self) -> bool:
@@ -89,25 +91,30 @@ PEERS = {
     "mmdet-dsl": Peer("mmdet DynamicSoftLabelAssigner", "mmdet_dsl", _DYNAMIC, _MMDET),
     "ultralytics-tal-same": Peer(
         "ultralytics TaskAlignedAssigner, by task_aligned_assign", "ultralytics_tal", _ALIGNED, ("ultralytics",),
-        same_job=True, preset="TaskAligned.ULTRALYTICS",
+        same_job=True, preset="TaskAligned.ULTRALYTICS", targets=("labels", "boxes", "scores"),
     ),
     "mmdet-tal-same": Peer(
-        "mmdet TaskAlignedAssigner, by task_aligned_assign", "mmdet_tal", _ALIGNED, _MMDET, same_job=True, preset="TaskAligned.TOOD"
+        "mmdet TaskAlignedAssigner, by task_aligned_assign", "mmdet_tal", _ALIGNED, _MMDET,
+        same_job=True, preset="TaskAligned.TOOD", targets=("labels",),
     ),
     "yolox-simota-same": Peer(
-        "YOLOX SimOTA, by sim_ota_assign", "yolox_simota", _SIM_OTA, ("yolox",), same_job=True, preset="SimOTA.YOLOX_0_3"
+        "YOLOX SimOTA, by sim_ota_assign", "yolox_simota", _SIM_OTA, ("yolox",),
+        same_job=True, preset="SimOTA.YOLOX_0_3", targets=("labels",),
     ),
     "mmdet-simota-same": Peer(
-        "mmdet SimOTAAssigner, by sim_ota_assign", "mmdet_simota", _SIM_OTA, _MMDET, same_job=True, preset="SimOTA.MMDET"
+        "mmdet SimOTAAssigner, by sim_ota_assign", "mmdet_simota", _SIM_OTA, _MMDET,
+        same_job=True, preset="SimOTA.MMDET", targets=("labels",),
     ),
     "mmdet-dsl-same": Peer(
         "mmdet DynamicSoftLabelAssigner, by soft_label_assign", "mmdet_dsl", _SOFT_LABEL, _MMDET,
-        same_job=True, preset="SoftLabel.MMDET",
+        same_job=True, preset="SoftLabel.MMDET", targets=("labels",),
     ),
     "reference": Peer("mgassign.reference, eager", "reference", _DYNAMIC, (), same_job=True),
     "reference-compiled": Peer("mgassign.reference, compiled", "reference_compiled", _DYNAMIC, (), same_job=True),
     "torchvision-fcos": Peer("torchvision FCOS matching", "torchvision_fcos", _STATIC, ("torchvision",), same_job=True),
     "torchvision-matcher": Peer("torchvision box_iou + Matcher", "torchvision_matcher", _STATIC, ("torchvision",)),
-    "mmdet-fcos": Peer("mmdet FCOS targets", "mmdet_fcos", _STATIC, _MMDET, same_job=True),
+    "mmdet-fcos": Peer(
+        "mmdet FCOS targets", "mmdet_fcos", _STATIC, _MMDET, same_job=True, targets=("labels", "distances")
+    ),
     "mmdet-atss": Peer("mmdet ATSSAssigner", "mmdet_atss", _STATIC, _MMDET),
 }  # fmt: skip
