@@ -272,6 +272,24 @@ def test_assignments_for_any_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def flushed():
+    """The calling thread takes subnormal numbers for 0, as some training scripts ask it to; the only thread there is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("flushed")
+@pytest.mark.parametrize("name", [name for name in CALLS if "building blocks" not in name])  # which give small numbers
+def test_assignments_where_small_numbers_are_flushed(name):
+    assert digest(CALLS[name]()) == GOLDEN["assignments"][name]
+
+
 # The math alone, with every compiler at hand; for aarch64 run by an emulator.
 COMPILERS = {
     "c++": [],

@@ -27,7 +27,8 @@ MGASSIGN_VECTOR int64_t reaching(const BoxTile& tile, const Objects& objects, in
   float iou[kTilePoints];  // an array of its own: then nothing that is written may be what is read
   int32_t hit[kTilePoints], any = 0;
   for (int i = 0; i < kTilePoints; ++i) iou[i] = iou_with(tile, i, object);
-  for (int i = 0; i < kTilePoints; ++i) hit[i] = (iou[i] >= needed) & (iou[i] >= needed_at[i]) ? 1 : 0;
+  for (int i = 0; i < kTilePoints; ++i)
+    hit[i] = (iou[i] > 0.0f) & (iou[i] >= needed) & (iou[i] >= needed_at[i]) ? 1 : 0;
   for (int i = 0; i < kTilePoints; ++i) any |= hit[i];
   if (!any) return 0;
   std::copy_n(iou, kTilePoints, overlap);
@@ -44,7 +45,8 @@ MGASSIGN_VECTOR int64_t rivals(const Box& box, const Objects& objects, const flo
   const float area = area_of(box);
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
     const Box other{objects.x1[k], objects.y1[k], objects.x2[k], objects.y2[k]};
-    return (needed[k] >= 0.99f * overlap) & (iou_of(box, area, other, objects.area[k]) >= overlap);
+    const float iou = iou_of(box, area, other, objects.area[k]);
+    return (needed[k] >= 0.99f * overlap) & (iou > 0.0f) & (iou >= overlap);
   });
 }
 
@@ -60,7 +62,7 @@ void contest(int64_t j, const Box& anchor, const Amplification& image, const Obj
              ScoredObject& winner) {
   const AnchorAmplifier& amplifier = workspace.amplifier;
   int32_t* const found = workspace.block.found.data();
-  const float least = larger(least_overlap(winner.score, amplifier.sigma()), kLeast);
+  const float least = least_overlap(winner.score, amplifier.sigma());
   const int64_t num_rivals = rivals(anchor, near, workspace.block.needed.data(), least, found);
   for (int64_t n = 0; n < num_rivals; ++n) {
     const Object rival = near[found[n]], held = winner.object;

@@ -11,8 +11,6 @@
 
 namespace mgassign::cpu {
 
-constexpr float kLeast = std::numeric_limits<float>::denorm_min();  // above 0
-
 // Roundings may leave an amplified overlap below what it was, but not by so much.
 constexpr float kRounded = 0.999f;
 
@@ -24,13 +22,13 @@ MGASSIGN_INLINE float least_overlap(float score, float sigma) {
 // What a point whose best overlap is known asks of others. From 1 on it is one that was forced: it is not known.
 void least_overlaps(const float* best, int64_t count, float sigma, float* least);
 
-// Which boxes of a tile overlap the k-th object by what it needs, above 0, and by what they do: writes them to found,
-// in their order, with room for all and one more, and all overlaps; how many.
+// Which boxes of a tile overlap the k-th object by what it needs and by what they do, by more than 0: writes them to
+// found, in their order, with room for all and one more, and all overlaps; how many.
 int64_t reaching(const BoxTile& tile, const Objects& objects, int64_t k, float needed, const float* needed_at,
                  float* overlap, int32_t* found);
 
-// Which objects overlap a box by so much, above 0, and need more or hardly less: writes their places to found; how
-// many.
+// Which objects overlap a box by so much, by more than 0, and need more or hardly less: writes their places to found;
+// how many.
 int64_t rivals(const Box& box, const Objects& objects, const float* needed, float overlap, int32_t* found);
 
 // Pairs of point and object whose amplified overlap is wanted, until enough have come together.

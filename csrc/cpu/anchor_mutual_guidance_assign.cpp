@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                              : positives[g] <= found + between[row]      ? settings.ignore
                                                                          : 0.0f;
       floor[row] = smaller(supposed, best_anchor[row].score);
-      needed[first_row + k] = larger(least_overlap(floor[row], settings.sigma), kLeast);
+      needed[first_row + k] = least_overlap(floor[row], settings.sigma);
       highest_floor[image] = larger(highest_floor[image], floor[row]);
     }
   });
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       const int64_t g = objects.index[k], row = first_row + g;
       const bool lacks = found[g] < num_positives[row] && floor[row] > 0.0f;
       if (lacks) floor[row] = first_round ? kNextFloor * floor[row] : 0.0f;
-      needed[first_row + k] = lacks ? larger(least_overlap(floor[row], settings.sigma), kLeast) : kInfinity;
+      needed[first_row + k] = lacks ? least_overlap(floor[row], settings.sigma) : kInfinity;
       any |= lacks;
     }
     return any;

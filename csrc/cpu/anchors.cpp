@@ -145,8 +145,8 @@ MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& object
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
     const auto [width, height] = common_with(extent, objects, k);
     const float share = without_tiny(needed[k]) * kRoom, least = share * objects.area[k];
-    return (needed[k] > 0.0f) & (width > 0.0f) & (height > 0.0f) & (width * height >= least) &
-           (extent.most_area >= least) & (objects.area[k] >= share * extent.least_area);
+    return (width > 0.0f) & (height > 0.0f) & (width * height >= least) & (extent.most_area >= least) &
+           (objects.area[k] >= share * extent.least_area);
   });
 }
 

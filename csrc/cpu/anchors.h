@@ -94,8 +94,8 @@ struct BlockWorkspace {
 void compete_for_block(const Block& block, const Objects& objects, BlockWorkspace& workspace, int64_t* owner,
                        float* score, BestPlaces& best, int64_t first_row);
 
-// Finds the objects that boxes of this extent may overlap by what they need, where that is above 0: writes their places
-// to found, in their order; how many.
+// Finds the objects that boxes of this extent may overlap by what they need, 0 being any overlap and kInfinity none:
+// writes their places to found, in their order; how many.
 int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed, int32_t* found);
 
 // The first box of a block that overlaps an object by so much.

@@ -1,8 +1,8 @@
 // Anchors by their highest overlap with an object, and each object's best anchors whatever their overlap.
 //
-// Two passes over blocks of anchors: competition, which also finds each object's highest overlap; then, for the few
-// tiles whose boxes may reach it, once more the overlaps of those objects. There is no list of who has the highest one:
-// any number of anchors may.
+// Two passes over blocks of anchors: competition, which also finds each object's highest overlap; then, where all that
+// have it matter, for the few tiles whose boxes may reach it, once more the overlaps of those objects. There is no list
+// of who has the highest one: any number of anchors may.
 #include <torch/csrc/stable/library.h>
 
 #include "anchors.h"
@@ -66,7 +66,8 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
   const bool ties_count = kind == LowQuality::kOwn || kind == LowQuality::kObject;
   const Thresholds thresholds{static_cast<float>(high), static_cast<float>(low)};
   const float least = static_cast<float>(min_iou), share = static_cast<float>(ignore_share);
-  // The overlap that each object's best anchors have, in the order of batch.ranked(); 0 where they do not matter.
+  // The overlap that each object's best anchors have, in the order of batch.ranked(); kInfinity where they do not
+  // matter.
   std::vector<float> needed(batch.num_objects() + kLanes);
 
   const FloatView<2> boxes(anchors);
@@ -85,22 +86,27 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
   };
 
   for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
-    compete_for_block(block, batch.ranked(image), workspace, owner + image * num_anchors, iou + image * num_anchors,
-                      best, batch.first(image));
+    int64_t* const owner_of_image = owner + image * num_anchors;
+    const float* const iou_of_image = iou + image * num_anchors;
+    compete_for_block(block, batch.ranked(image), workspace, owner_of_image, iou + image * num_anchors, best,
+                      batch.first(image));
+    if (ties_count) return;
+    for (int64_t j = block.first; j < block.first + block.count; ++j)
+      owner_of_image[j] = thresholds.owner(owner_of_image[j], iou_of_image[j]);
   });
 
   for (int64_t image = 0; image < num_images; ++image)
     for (int64_t k = 0; k < batch.ranked(image).count; ++k) {
       const float overlap = best.of(batch.first(image) + batch.ranked(image).index[k]).score;
-      needed[batch.first(image) + k] = overlap >= least ? overlap : 0.0f;
+      needed[batch.first(image) + k] = overlap > 0.0f && overlap >= least ? overlap : kInfinity;
     }
-  for_each_block([&](int64_t image, const Block& block, BlockWorkspace& workspace) {
+  const auto settle_ties = [&](int64_t image, const Block& block, BlockWorkspace& workspace) {
     int64_t* const owner_of_image = owner + image * num_anchors;
     const float* const iou_of_image = iou + image * num_anchors;
     const float* const needed_of_image = needed.data() + batch.first(image);
     int32_t* const found = workspace.found.data();
     const Objects objects = batch.ranked(image);
-    const int64_t num_near = ties_count ? within_reach(block.extent(), objects, needed_of_image, found) : 0;
+    const int64_t num_near = within_reach(block.extent(), objects, needed_of_image, found);
     const Objects near = workspace.take_near(objects, num_near, needed_of_image);
     block.for_each_tile([&](const BoxTile& tile, int64_t first, int64_t count) {
       const int64_t reaching = within_reach(tile.extent, near, workspace.needed.data(), found);
@@ -114,7 +120,8 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
           own = thresholds.owner(own, iou_of_image[first + i]);
       }
     });
-  });
+  };
+  if (ties_count) for_each_block(settle_ties);
 
   const int64_t finishing = std::min(threads, threads_for(num_images, work));
   for_each_unit(num_images, finishing, [&](int64_t image, int64_t slot) {
@@ -122,7 +129,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
     int64_t* const owner_of_image = owner + image * num_anchors;
     for (int64_t k = 0; kind == LowQuality::kFirst && k < objects.count; ++k) {
       const float overlap = needed[batch.first(image) + k];
-      if (overlap == 0.0f) continue;
+      if (overlap == kInfinity) continue;
       const Block block = load(best.of(batch.first(image) + objects.index[k]).point, workspaces[slot]);
       owner_of_image[first_with(block, objects[k], overlap)] = objects.index[k];
     }

@@ -51,7 +51,7 @@ void TopPointSelector::prepare(const int64_t* owner, const float* score, const i
     const int32_t capacity = static_cast<int32_t>(std::min(wanted, found));
     threshold[g] = capacity > 0 ? just_below(lowest) : kInfinity;
     contests_[g] = {start, capacity, 0};
-    start += 2 * capacity;
+    start += 2 * int64_t{capacity};
   }
 }
 
@@ -77,7 +77,7 @@ void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64
     Contest& contest = contests_[g];
     ScoredPoint* const list = lists_.get() + contest.start;
     list[contest.filled++] = {scored, static_cast<int32_t>(j)};
-    if (contest.filled < 2 * contest.capacity) return;
+    if (contest.filled < 2 * int64_t{contest.capacity}) return;
     keep_best(list, contest.capacity, contest.filled);
     contest.filled = contest.capacity;
     threshold[g] = list[contest.capacity - 1].score;
