@@ -49,8 +49,10 @@ def dense(name: str, value: Tensor) -> None:
 
 
 def readable(value: Tensor) -> bool:
-    """Whether values can be looked at: on a GPU, or while compiling or tracing, nobody can without waiting, or at all."""
-    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
+    """Whether values can be looked at: on a GPU, while compiling, tracing or under vmap nobody can without waiting, or at all."""
+    if value.device.type != "cpu" or type(value) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:

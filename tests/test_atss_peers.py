@@ -80,6 +80,18 @@ def test_random_scenes(mmdet_atss, deep, record_property):
     assert count["equally near"] < 0.02 * count["positives"]
 
 
+def test_points_of_its_own_anchors(mmdet_atss):
+    """Its ATSS and TOOD lay them from the corner of the image on: `offset=0`."""
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator
+
+    grid = PointGrid.for_image((256, 320), STRIDES, offset=0)
+    generator = AnchorGenerator(strides=list(STRIDES), ratios=[1.0], octave_base_scale=8, scales_per_octave=1)
+    sizes = list(zip(grid.heights, grid.widths, strict=True))
+    anchors = torch.cat(generator.grid_priors(sizes, device="cpu"))
+    points, half = grid.points(), 4 * grid.point_strides()[:, None]
+    assert torch.equal(anchors, torch.cat([points - half, points + half], 1))
+
+
 def test_real_boxes(mmdet_atss, coco_boxes_file, deep, record_property):
     with np.load(coco_boxes_file) as data:
         starts, boxes, sizes = data["box_start"], torch.from_numpy(data["boxes_xyxy"]).float(), data["image_wh"]

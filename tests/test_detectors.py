@@ -402,6 +402,28 @@ def test_boxes_that_mmdet_ignores_are_regions(head):
     assert 0 < taught[0].sum() < 0.2 * taught.shape[1]
 
 
+@pytest.mark.parametrize(
+    ("model", "assigner"),
+    [
+        ("yolo11n-obb.yaml", "RotatedTaskAlignedAssigner"),
+        ("yolo26n-seg.yaml", "SegTaskAlignedAssigner"),
+        ("yolo26n-pose.yaml", "PoseTaskAlignedAssigner"),
+    ],
+)
+def test_yolo_heads_that_assign_otherwise_are_refused(model, assigner):
+    needs("ultralytics")
+    from ultralytics import YOLO
+    from ultralytics.cfg import get_cfg
+
+    from ultralytics_yolo import assign_by_mutual_guidance, assign_task_aligned
+
+    module = YOLO(model).model.train()
+    module.args = get_cfg()
+    for callback in (assign_task_aligned, assign_by_mutual_guidance):
+        with pytest.raises(TypeError, match=f"expected a head whose assigner is a TaskAlignedAssigner, got {assigner}"):
+            callback(SimpleNamespace(model=module))
+
+
 # A whole training.
 
 TRAINING = """

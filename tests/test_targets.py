@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pad_sequence
 
-from mgassign import amplified_centerness, centerness, reference, take
+from mgassign import amplified_centerness, centerness, dense_scores, reference, take
 from scenes import scene
 
 FORMS = ("list", "padded", "jagged")
@@ -187,6 +187,17 @@ def test_shapes_follow_from_shapes(form, device):
         boxes = take(owner, objects)
         assert (boxes.shape, boxes.device.type) == ((2, 80, 4), device)
         assert centerness(boxes).shape == (2, 80)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_under_vmap():
+    owner, labels = torch.tensor([[[0, -1, 1]], [[1, 0, -2]]]), torch.tensor([[[3, 4]], [[5, 6]]])
+    taken = torch.vmap(lambda of, values: take(of, values, fill=-1))(owner, labels)
+    assert taken.tolist() == [[[3, -1, 4]], [[6, 5, -1]]]
+    scores = torch.vmap(lambda of, values: dense_scores(of, of + 2.0, values, 8))(owner, labels)
+    assert torch.equal(
+        scores, torch.stack([dense_scores(of, of + 2.0, own, 8) for of, own in zip(owner, labels, strict=True)])
+    )
 
 
 def test_centerness_by_hand():

@@ -8,7 +8,8 @@ Changes the training model's loss object and nothing else: no class, and nothing
 without mgassign. Not the model that validation averages, whose losses remain the stock ones.
 
 ``assign_task_aligned`` trains as before: the same labels, and targets that differ in the last digits. The settings are those
-of the assigner it replaces (8.4.139 and newer), one-to-one heads included.
+of the assigner it replaces (8.4.139 and newer), one-to-one heads included. Detection, and YOLO11's masks and poses, whose
+points it chooses alike; YOLO26's and rotated boxes have assigners of their own, and are refused.
 
 ``assign_by_mutual_guidance``: the class learns the overlap of predicted box and object as its score, as YOLO's own assigner
 has it; the points of the box weigh alike. A one-to-one head gets one point an object.
@@ -95,7 +96,9 @@ def criteria_of(trainer):
 
 def assign_by(assigner, criterion):
     """Changes this one loss object."""
-    strides, inner = criterion.stride, criterion.get_assigned_targets_and_loss
+    if (stock := type(criterion.assigner).__name__) != "TaskAlignedAssigner":
+        raise TypeError(f"expected a head whose assigner is a TaskAlignedAssigner, got {stock}")
+    strides, inner = criterion.stride.tolist(), criterion.get_assigned_targets_and_loss
 
     def note_grid(preds, batch, **kwargs):
         assigner.grid = PointGrid.from_features([f.shape[-2:] for f in preds["feats"]], strides)
