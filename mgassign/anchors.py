@@ -50,8 +50,10 @@ def max_iou_assign(
       ``gt_max_assign_all=False``);
     - ``"none"``: nothing of the kind.
 
-    The assignments are those of torchvision and MMDetection bit for bit, with one difference: an object that no anchor
-    overlaps gets none here, and all anchors without any overlap there. An image without objects is background.
+    The assignments are those of torchvision and MMDetection bit for bit, but for an object that no anchor overlaps: it gets
+    none here, and there all anchors without any overlap (torchvision's ``SSDMatcher``: the first). An image without
+    objects is background. Regions are of our own: MMDetection's ``gt_instances_ignore`` takes anchors away before objects
+    choose.
 
     Every pair of anchor and object is accounted for without ever being stored; memory is in proportion to anchors plus
     objects. Anchors that follow one another should lie near each other, as they do in the order detectors make them in:

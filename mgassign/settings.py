@@ -43,7 +43,9 @@ class TaskAligned:
 
     Presets, each compared with the package: ``ULTRALYTICS`` (8.4.139 and newer: YOLOv8, YOLO11, YOLO12 and the many of
     YOLO26), ``YOLO26`` (its one-to-one head: 7 chosen, 1 kept), ``YOLOV10`` (its one-to-one head),
-    ``ULTRALYTICS_8_4_0`` (8.4.0 to 8.4.100), ``ULTRALYTICS_8_3`` (8.3), ``TOOD`` (mmdet 3.3).
+    ``ULTRALYTICS_8_4_0`` (8.4.0 to 8.4.100), ``ULTRALYTICS_8_3`` (8.3), ``TOOD`` (mmdet 3.3, whose points begin at the
+    image's corner: ``offset=0`` of a grid). Versions between have not been compared. They are of boxes; YOLO26's masks and
+    poses and rotated boxes have assigners of their own.
     In those of ultralytics 8.4 ``least_side`` is the stride of the second level, and ``raise_below`` of
     ``ULTRALYTICS_8_4_0`` that of the first; ``dataclasses.replace`` makes others.
     """
@@ -112,7 +114,8 @@ class SimOTA:
         epsilon: Added to the overlap before its logarithm is taken.
 
     Presets, each compared with the package: ``YOLOX`` (its main branch), ``YOLOX_0_3`` (the release 0.3.0), ``MMDET``
-    (mmdet 3.3).
+    (mmdet 3.3, whose YOLOX hands over the product of class's and objectness' probabilities, without a root: give that,
+    and no ``pred_objectness``).
     """
 
     best_overlaps: int = 10
@@ -156,7 +159,8 @@ class SoftLabel:
         overlap_weight: How much the overlap counts.
         epsilon: Added to the overlap before its logarithm is taken.
 
-    Preset, compared with the package: ``MMDET`` (RTMDet of mmdet 3.3).
+    Preset, compared with the package: ``MMDET`` (RTMDet of mmdet 3.3 for boxes, whose points begin at the image's corner:
+    ``offset=0`` of a grid; for masks it takes their centre of mass).
     """
 
     best_overlaps: int = 13
