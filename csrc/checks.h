@@ -286,7 +286,10 @@ inline void check_thresholds(double high, double low, const char* name_high, con
         ": expected numbers above 0, at most 1, the first at most the second, got ", low, " and ", high);
 }
 
-// max_iou_assign: 0 none, 1 own, 2 object, 3 first; from which overlap on.
+// What becomes of an object's best anchors in max_iou_assign: nothing; each goes to its own best object; each goes to
+// the object, the later of two; the same, but of equally good ones the first alone.
+enum class LowQuality : int64_t { kNone = 0, kOwn = 1, kObject = 2, kFirst = 3 };
+
 inline void check_low_quality(int64_t low_quality, double min_iou) {
   check(0 <= low_quality && low_quality <= 3, "low_quality: expected 0 (none), 1 (own), 2 (object) or 3 (first), got ",
         low_quality);

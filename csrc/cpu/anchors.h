@@ -56,9 +56,9 @@ class BestPlaces {
   explicit BestPlaces(int64_t num_objects) : keys_(new_values<std::atomic<uint64_t>>(num_objects)) {
     for (int64_t i = 0; i < num_objects; ++i) keys_[i] = 0;
   }
-  // Scores are above 0, where the order of floats is that of their bits.
+  // Scores are above 0.
   void raise(int64_t object, const ScoredPoint& best) {
-    const uint64_t key = uint64_t{bits_of(best.score)} << 32 | (0xffffffffu - static_cast<uint32_t>(best.point));
+    const uint64_t key = rank_key(best.score, best.point);
     uint64_t known = keys_[object].load(std::memory_order_relaxed);
     while (key > known && !keys_[object].compare_exchange_weak(known, key, std::memory_order_relaxed)) {
     }
@@ -66,7 +66,7 @@ class BestPlaces {
   // Of score 0 where there is none.
   ScoredPoint of(int64_t object) const {
     const uint64_t key = keys_[object].load(std::memory_order_relaxed);
-    return {float_of(static_cast<uint32_t>(key >> 32)), static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key))};
+    return {score_of_key(key), static_cast<int32_t>(point_of_key(key))};
   }
 
  private:

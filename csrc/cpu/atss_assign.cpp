@@ -18,7 +18,7 @@ class Selector {
       : grid_(grid), rule_(rule), nearest_(rule.nearest), candidates_(grid.levels.size() * rule.nearest) {}
 
   void select(const Box& box, BestPoints& taken) {
-    const Location center = Atss::center_of(box);
+    const Location center = center_of(box);
     const float area = area_of(box);
     int32_t num_candidates = 0;
     for (const Level& level : grid_.levels) {

@@ -11,10 +11,6 @@ namespace mgassign::cpu {
 
 namespace {
 
-// What becomes of an object's best anchors: nothing; each goes to its own best object; each goes to the object, the
-// later of two; the same, but of equally good ones the first alone.
-enum class LowQuality : int64_t { kNone = 0, kOwn = 1, kObject = 2, kFirst = 3 };
-
 // Of a tile's anchors, those that some object wants: by whom, the last one; -1 where there is none.
 MGASSIGN_VECTOR void find_wanted(const BoxTile& tile, const Objects& objects, const float* needed,
                                  const int32_t* places, int64_t count, int32_t* by) {

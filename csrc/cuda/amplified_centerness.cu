@@ -22,11 +22,8 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (pair >= p.count) return;
   const auto [j, g] = split_pair(pair, p.num_objects);
-  int l = 0;
-  while (l + 1 < p.levels.count && j >= p.levels.level[l + 1].first_point) ++l;
-  const Level& level = p.levels.level[l];
-  const uint32_t in_level = static_cast<uint32_t>(j - level.first_point), width = static_cast<uint32_t>(level.width);
-  const float x = level.x.coordinate(in_level % width), y = level.y.coordinate(in_level / width);
+  const Level& level = level_of(p.levels, static_cast<int32_t>(j));
+  const auto [x, y] = level.location_of(j);
   const Box box = object_box(p.gt_boxes, g);
   float score = 0.0f;
   if (is_valid(box) && strictly_inside(x, y, box)) {

@@ -26,7 +26,7 @@ struct Guidance {
   bool sigmoid;
   float positive, ignore, ignore_share;
   Standing standing[kContests];         // [B, A] and [N]
-  unsigned long long* best[kContests];  // [N]: see best_key()
+  unsigned long long* best[kContests];  // [N]: see rank_key()
   // [B, A]
   int64_t *cls, *loc, *original;
   float* iou;
@@ -38,15 +38,9 @@ __device__ int64_t point_of_thread() {
   return (static_cast<int64_t>(blockIdx.x) * kAnchorWarps + threadIdx.x / kWarp) * kWarp + threadIdx.x % kWarp;
 }
 
-__device__ AnchorTile anchors_of(const Guidance& g, int64_t j) {
-  const bool exists = j < g.num_points;
-  return {j, exists, exists ? g.anchors.box_at(j * g.anchors.stride[0]) : Box{0.0f, 0.0f, 0.0f, 0.0f}};
-}
-
 __device__ AnchorTile predictions_of(const Guidance& g, int64_t image, int64_t j) {
   const bool exists = j < g.num_points;
-  const int64_t offset = image * g.pred_boxes.stride[0] + j * g.pred_boxes.stride[1];
-  return {j, exists, exists ? g.pred_boxes.box_at(offset) : Box{0.0f, 0.0f, 0.0f, 0.0f}};
+  return {j, exists, exists ? g.pred_boxes.box_of_point(image, j) : Box{0.0f, 0.0f, 0.0f, 0.0f}};
 }
 
 __device__ float amplified(const Guidance& g, int64_t image, int64_t j, float overlap, int64_t label) {
@@ -83,7 +77,7 @@ __global__ void __launch_bounds__(kAnchorThreads, kBlocks) anchor_compete_kernel
     if (tile.exists) write_standing(g.standing[kByBox], at, champion);
     return;
   }
-  const AnchorTile tile = anchors_of(g, j);
+  const AnchorTile tile = tile_at(g.anchors, j, g.num_points);
   Champion by_anchor, by_class;
   for_each_touching(tile, rows, g.gt_boxes, g.gt_labels, gathered[threadIdx.x / kWarp], lane, always,
                     [&](const Object& object, float overlap) {
@@ -134,7 +128,7 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_count_kernel(const __gr
   const int64_t image = g.objects.first_image + blockIdx.y, j = point_of_thread(), at = image * g.num_points + j;
   const ObjectRows::Rows rows = g.objects.of(image);
   const bool exists = j < g.num_points;
-  const AnchorTile anchor = anchors_of(g, j), predicted = predictions_of(g, image, j);
+  const AnchorTile anchor = tile_at(g.anchors, j, g.num_points), predicted = predictions_of(g, image, j);
   const bool anchor_ignored = lies_in_region(anchor.box, rows, g.gt_boxes, g.gt_labels, g.ignore_share, lane);
   const bool box_ignored = lies_in_region(predicted.box, rows, g.gt_boxes, g.gt_labels, g.ignore_share, lane);
   for (const int contest : {kByBox, kByClass}) {

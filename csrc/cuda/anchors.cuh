@@ -25,19 +25,19 @@ struct AnchorTile {
   }
 };
 
-// An object's best score and where it is first, as one number: the largest is the best. 0 where there is none.
-__device__ inline unsigned long long best_key(float score, int64_t point) {
-  return static_cast<unsigned long long>(bits_of(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(point));
+// The box at a place of a list, or of an image's, as a lane has it.
+__device__ inline AnchorTile tile_at(const FloatView<2>& boxes, int64_t place, int64_t count) {
+  const bool exists = place < count;
+  return {place, exists, exists ? boxes.box_at(place * boxes.stride[0]) : Box{0.0f, 0.0f, 0.0f, 0.0f}};
 }
-__device__ inline float score_of_key(unsigned long long key) { return float_of(static_cast<uint32_t>(key >> 32)); }
-__device__ inline int64_t point_of_key(unsigned long long key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
-// Lets an object know the scores of a warp's points, which follow one another. All lanes call it.
+// Lets an object know the scores of a warp's points, which follow one another; 0 where it knows none. All lanes call
+// it.
 __device__ inline void raise_best(unsigned long long& best, float score, int64_t point, int lane) {
   const float highest = largest_of_warp(score);
   if (!(highest > 0.0f)) return;
   const unsigned equal = __ballot_sync(kAllLanes, score == highest);
-  if (lane == __ffs(equal) - 1) atomicMax(&best, best_key(highest, point));
+  if (lane == __ffs(equal) - 1) atomicMax(&best, static_cast<unsigned long long>(rank_key(highest, point)));
 }
 
 // Calls each(object, overlap with the lane's box) for the objects that touch a tile and that may_matter(object), in
@@ -53,8 +53,7 @@ __device__ void for_each_touching(const AnchorTile& tile, const ObjectRows::Rows
       const int64_t row = rows.first + mine.index;
       mine.box = object_box(gt_boxes, row);
       mine.area = area_of(mine.box);
-      const int64_t label = gt_labels ? gt_labels[row] : 0;
-      matters = is_valid(mine.box) && label != kPadding && label != kRegion && touches(tile.bounds, mine.box) &&
+      matters = takes_part_in_contests(mine.box, gt_labels ? gt_labels[row] : 0) && touches(tile.bounds, mine.box) &&
                 may_matter(mine);
     }
     const int count = gather(gathered, mine, matters, lane);
@@ -69,14 +68,8 @@ __device__ void for_each_touching(const AnchorTile& tile, const ObjectRows::Rows
 __device__ inline bool lies_in_region(const Box& box, const ObjectRows::Rows& rows, const float* gt_boxes,
                                       const int64_t* gt_labels, float share, int lane) {
   bool found = false;
-  for (int32_t base = 0; gt_labels && base < rows.count; base += kWarp) {
-    const int32_t mine = base + lane;
-    unsigned regions = __ballot_sync(kAllLanes, mine < rows.count && gt_labels[rows.first + mine] == kRegion);
-    for (; regions; regions &= regions - 1) {
-      const Box region = object_box(gt_boxes, rows.first + base + __ffs(regions) - 1);
-      found |= is_valid(region) && is_valid(box) && share_inside(box, region) >= share;
-    }
-  }
+  for_each_region(rows, gt_boxes, gt_labels, lane,
+                  [&](const Box& region) { found |= is_valid(box) && share_inside(box, region) >= share; });
   return found;
 }
 

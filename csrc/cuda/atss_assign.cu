@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
   const Box box = object_box(t.gt_boxes, block.row);
   const int64_t label = t.gt_labels ? t.gt_labels[block.row] : 0;
   if (!takes_part_in_contests(box, label)) return;
-  const Location center = Atss::center_of(box);
+  const Location center = center_of(box);
   const float area = area_of(box);
   if (threadIdx.x < t.levels.count)
     neighborhoods[threadIdx.x] = t.rule.neighborhood(t.levels.level[threadIdx.x], center);

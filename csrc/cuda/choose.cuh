@@ -9,15 +9,6 @@ namespace mgassign::cuda {
 
 constexpr int kChoosers = 128;  // threads of a block
 
-__device__ inline const Level& level_of(const Levels& levels, int32_t point) {
-  int i = levels.count - 1;
-  while (point < levels.level[i].first_point) --i;
-  return levels.level[i];
-}
-__device__ inline Location location_of(const Levels& levels, int32_t point) {
-  return level_of(levels, point).location_of(point);
-}
-
 // Whose a point is that no object has: nobody's, or to be ignored where it lies strictly inside a region. Without
 // labels there are no regions. All lanes call it.
 __device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRows::Rows& rows, const float* gt_boxes,
@@ -25,15 +16,16 @@ __device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRow
   const int lane = threadIdx.x % kWarp;
   const Location at = location_of(levels, point);
   int64_t owner = kBackground;
-  for (int32_t base = 0; gt_labels && base < rows.count; base += kWarp) {
-    unsigned regions =
-        __ballot_sync(kAllLanes, base + lane < rows.count && gt_labels[rows.first + base + lane] == kRegion);
-    for (; regions; regions &= regions - 1) {
-      const Box region = object_box(gt_boxes, rows.first + base + __ffs(regions) - 1);
-      if (is_valid(region) && strictly_inside(at.x, at.y, region)) owner = kIgnored;
-    }
-  }
+  for_each_region(rows, gt_boxes, gt_labels, lane, [&](const Box& region) {
+    if (strictly_inside(at.x, at.y, region)) owner = kIgnored;
+  });
   return owner;
+}
+
+// Where the scores of a class begin among those of an image, -1 where there is no such class.
+__device__ inline int64_t scores_of_class(const FloatView<3>& scores, int64_t image, int64_t label,
+                                          int64_t num_classes) {
+  return label >= 0 && label < num_classes ? image * scores.stride[0] + label * scores.stride[2] : -1;
 }
 
 // What the kernels are told of a batch; an assigner's own task has more. Where a block works for an object, the first
@@ -119,9 +111,6 @@ struct Window {
     return static_cast<int32_t>(level.first_point + (row[l] + place / wide) * level.width + column[l] + place % wide);
   }
 };
-
-// Holds every point.
-__device__ inline Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
 
 // The best choices offered by the threads of a block, best first. All threads call each function.
 struct TopList {

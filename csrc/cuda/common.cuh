@@ -128,6 +128,11 @@ struct FloatView {
     }
   }
 
+  // Of [B, P, 4].
+  __device__ Box box_of_point(int64_t image, int64_t point) const {
+    return box_at(image * stride[0] + point * stride[1]);
+  }
+
   template <typename Number>
   __device__ Box box_of(int64_t offset) const {
     const int64_t step = stride[kDims - 1];
@@ -150,6 +155,15 @@ struct Levels {
     while (count > 1 && level[count - 1].first_point == grid.num_points) --count;  // the last one kept has points
   }
 };
+
+__device__ inline const Level& level_of(const Levels& levels, int32_t point) {
+  int i = levels.count - 1;
+  while (point < levels.level[i].first_point) --i;
+  return levels.level[i];
+}
+__device__ inline Location location_of(const Levels& levels, int32_t point) {
+  return level_of(levels, point).location_of(point);
+}
 
 // The row and column of an element of a [rows, columns] matrix. Short division where it does: four times as quick.
 struct Pair {

@@ -36,7 +36,7 @@ struct DynamicKTask : ChooseTask {
 
   // What is no box is empty: it overlaps nothing.
   __device__ Box predicted(int64_t image, int32_t point) const {
-    const Box box = pred_boxes.box_at(image * pred_boxes.stride[0] + point * pred_boxes.stride[1]);
+    const Box box = pred_boxes.box_of_point(image, point);
     return is_valid(box) ? box : Box{0.0f, 0.0f, 0.0f, 0.0f};
   }
 
@@ -76,8 +76,7 @@ struct Bidder {
       : index(index), box(object_box(t.gt_boxes, first_row + index)), area(area_of(box)) {
     const int64_t label = t.gt_labels[first_row + index];
     takes_part = takes_part_in_contests(box, label);
-    scores =
-        label >= 0 && label < t.num_classes ? image * t.pred_scores.stride[0] + label * t.pred_scores.stride[2] : -1;
+    scores = scores_of_class(t.pred_scores, image, label, t.num_classes);
   }
 
   // The negative of what a point costs; of infinity where that is more than `most` anyway, or no number.

@@ -10,9 +10,6 @@
 
 namespace mgassign::cuda::max_iou_assign {
 
-// What becomes of an object's best anchors; as in cpu/max_iou_assign.cpp.
-enum LowQuality : int { kNone = 0, kOwn = 1, kObject = 2, kFirst = 3 };
-
 struct Matching {
   ObjectRows objects;
   const float* gt_boxes;
@@ -20,16 +17,15 @@ struct Matching {
   FloatView<2> anchors;
   int64_t num_anchors;
   float high, low, min_iou, ignore_share;
-  int low_quality;
-  unsigned long long* best;  // [N]: of each object, see best_key()
+  LowQuality low_quality;
+  unsigned long long* best;  // [N]: of each object, see rank_key()
   int64_t* owner;            // [B, A]
   float* iou;
 };
 
 __device__ AnchorTile tile_of(const Matching& m, int lane) {
   const int64_t j = (static_cast<int64_t>(blockIdx.x) * kAnchorWarps + threadIdx.x / kWarp) * kWarp + lane;
-  const bool exists = j < m.num_anchors;
-  return {j, exists, exists ? m.anchors.box_at(j * m.anchors.stride[0]) : Box{0.0f, 0.0f, 0.0f, 0.0f}};
+  return tile_at(m.anchors, j, m.num_anchors);
 }
 
 __global__ void __launch_bounds__(kAnchorThreads) max_iou_compete_kernel(const __grid_constant__ Matching m) {
@@ -64,7 +60,7 @@ __global__ void __launch_bounds__(kAnchorThreads) max_iou_finish_kernel(const __
   const float most_area = largest_of_warp(tile.area);
   const int64_t at = image * m.num_anchors + tile.anchor;
   int32_t wanted_by = -1;
-  if (m.low_quality != kNone)
+  if (m.low_quality != LowQuality::kNone)
     for_each_touching(
         tile, rows, m.gt_boxes, m.gt_labels, gathered[threadIdx.x / kWarp], lane,
         [&](const Object& object) {
@@ -74,7 +70,7 @@ __global__ void __launch_bounds__(kAnchorThreads) max_iou_finish_kernel(const __
         },
         [&](const Object& object, float overlap) {
           const unsigned long long best = m.best[rows.first + object.index];
-          const bool first = m.low_quality != kFirst || point_of_key(best) == tile.anchor;
+          const bool first = m.low_quality != LowQuality::kFirst || point_of_key(best) == tile.anchor;
           if (overlap == score_of_key(best) && first) wanted_by = object.index;
         });
   const bool in_region = lies_in_region(tile.box, rows, m.gt_boxes, m.gt_labels, m.ignore_share, lane);
@@ -82,7 +78,7 @@ __global__ void __launch_bounds__(kAnchorThreads) max_iou_finish_kernel(const __
   const int64_t own = m.owner[at];
   const float overlap = m.iou[at];
   int64_t owner = overlap >= m.high ? own : (overlap >= m.low || in_region ? kIgnored : kBackground);
-  if (wanted_by >= 0) owner = m.low_quality == kOwn ? own : wanted_by;
+  if (wanted_by >= 0) owner = m.low_quality == LowQuality::kOwn ? own : wanted_by;
   m.owner[at] = owner;
 }
 
@@ -113,7 +109,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cuda(const Tensor& anchors, const Tens
                     static_cast<float>(low),
                     static_cast<float>(min_iou),
                     static_cast<float>(ignore_share),
-                    static_cast<int>(low_quality),
+                    static_cast<LowQuality>(low_quality),
                     reinterpret_cast<unsigned long long*>(best.mutable_data_ptr<int64_t>()),
                     owner.mutable_data_ptr<int64_t>(),
                     iou.mutable_data_ptr<float>()};

@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Level& level = c.levels.level[place.level];
 
   Box predicted{0.0f, 0.0f, 0.0f, 0.0f};
-  if (place.exists)
-    predicted = c.pred_boxes.box_at(image * c.pred_boxes.stride[0] + place.point * c.pred_boxes.stride[1]);
+  if (place.exists) predicted = c.pred_boxes.box_of_point(image, place.point);
   const bool predicts = is_valid(predicted);
   const Box bounds = bounds_of_warp(predicted, predicts);
   if (!predicts) predicted = {0.0f, 0.0f, 0.0f, 0.0f};  // overlaps nothing

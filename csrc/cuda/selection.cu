@@ -23,14 +23,6 @@ constexpr int kFew = 2 * kWarp;           // points that a warp chooses from by 
 constexpr int kDigits = 256;
 constexpr int kDigitBits = 8;
 
-// Points in the order ranks_before() puts them, as one number: larger is better, no two are equal.
-// Scores are above 0, where the order of floats is that of their bits.
-__device__ uint64_t rank_key(float score, uint32_t point) {
-  return static_cast<uint64_t>(bits_of(score)) << 32 | (0xffffffffu - point);
-}
-__device__ int64_t point_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
-__device__ float score_of(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
-
 // Where k-th best scores are sought first: 256 digits tell apart 16 scores from each power of two down to 2^-16 to the
 // next, up to 1. If it is none of these: among all keys.
 constexpr uint64_t kUsualLow = 0x37800000ull << 32;
@@ -279,9 +271,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
     }
 
     const auto keep = [&](int object, uint64_t key) {
-      const int64_t at = first_point + point_of(key);
+      const int64_t at = first_point + point_of_key(key);
       s.chosen[task][at] = s.ignored ? kIgnored : first + object;
-      if (task == 0 && s.iou) s.iou[at] = score_of(key);
+      if (task == 0 && s.iou) s.iou[at] = score_of_key(key);
     };
     for_each_point(
         group, num_runs, scores, [](int) { return true; },

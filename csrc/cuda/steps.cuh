@@ -262,8 +262,9 @@ struct CenterSampling {
   // Whether a point inside a box lies in its central box, too.
   __device__ bool is_central(const Place& place, const Box& box) const {
     if (!on) return true;
-    const float cx = (box.x1 + box.x2) * 0.5f, cy = (box.y1 + box.y2) * 0.5f, half = reach[place.level];
-    return strictly_inside(place.x, place.y, {cx - half, cy - half, cx + half, cy + half});
+    const Location center = center_of(box);
+    const float half = reach[place.level];
+    return strictly_inside(place.x, place.y, {center.x - half, center.y - half, center.x + half, center.y + half});
   }
 };
 
@@ -279,6 +280,21 @@ struct Distances {
 
 __device__ inline bool takes_part_in_contests(const Box& box, int64_t label) {
   return is_valid(box) & (label != kPadding) & (label != kRegion);
+}
+
+// Calls each(box) for the regions of an image that are boxes; without labels there are none. All lanes call it, and
+// each() is called by all.
+template <typename Each>
+__device__ void for_each_region(const ObjectRows::Rows& rows, const float* gt_boxes, const int64_t* gt_labels, int lane,
+                                const Each& each) {
+  for (int32_t base = 0; gt_labels && base < rows.count; base += kWarp) {
+    const int32_t mine = base + lane;
+    unsigned regions = __ballot_sync(kAllLanes, mine < rows.count && gt_labels[rows.first + mine] == kRegion);
+    for (; regions; regions &= regions - 1) {
+      const Box region = object_box(gt_boxes, rows.first + base + __ffs(regions) - 1);
+      if (is_valid(region)) each(region);
+    }
+  }
 }
 
 // Every point of a batch and the object it stands for, -1 for none; of those that stand for one: as which of the

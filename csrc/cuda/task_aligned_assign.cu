@@ -35,12 +35,11 @@ struct Objective {
       : takes_part(false), index(index) {
     const Box box = object_box(t.gt_boxes, first_row + index);
     const int64_t label = t.gt_labels[first_row + index];
-    takes_part = is_valid(box) && label != kPadding && label != kRegion;
+    takes_part = takes_part_in_contests(box, label);
     if (!takes_part) return;
     window = t.rule.window(box);
     object = t.rule.object(box);
-    scores =
-        label >= 0 && label < t.num_classes ? image * t.pred_scores.stride[0] + label * t.pred_scores.stride[2] : -1;
+    scores = scores_of_class(t.pred_scores, image, label, t.num_classes);
   }
 
   __device__ float score(const Task& t, int32_t point, float overlap) const {
@@ -48,10 +47,6 @@ struct Objective {
     return t.rule.score(scores < 0 ? 0.0f : t.rule.probability(raw), overlap);
   }
 };
-
-__device__ Box predicted_box(const Task& t, int64_t image, int32_t point) {
-  return t.pred_boxes.box_at(image * t.pred_boxes.stride[0] + point * t.pred_boxes.stride[1]);
-}
 
 __global__ void __launch_bounds__(kPointThreads) task_aligned_prepare_kernel(const __grid_constant__ Task t) {
   const int32_t point = static_cast<int32_t>(blockIdx.x * kPointThreads + threadIdx.x);
@@ -84,7 +79,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
   float bar = 0.0f, least = 0.0f;
   const auto offer = [&](int32_t number, Choice& mine) {
     mine.point = window.point(t.levels, number);
-    const Box predicted = predicted_box(t, block.image, mine.point);
+    const Box predicted = t.pred_boxes.box_of_point(block.image, mine.point);
     const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
     if (!is_valid(predicted) || !(both.intersection > least * both.total)) return false;
     mine.claim = t.rule.overlap(predicted, own.object);
@@ -120,7 +115,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const _
     float score = choice.score;
     if (!t.rule.contest_chosen && t.claims.count[place] > 1) {
       const Location at = location_of(t.levels, choice.point);
-      const Box predicted = predicted_box(t, block.image, choice.point);
+      const Box predicted = t.pred_boxes.box_of_point(block.image, choice.point);
       for (int32_t g = lane; g < block.rows.count; g += kWarp) {
         const Objective rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part || !t.rule.holds(rival.window, at)) continue;

@@ -11,6 +11,20 @@ struct Box {
   float x1, y1, x2, y2;
 };
 
+struct Location {
+  float x, y;
+};
+
+// Holds every point.
+MGASSIGN_HD Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
+
+MGASSIGN_HD Location center_of(const Box& box) { return {(box.x1 + box.x2) * 0.5f, (box.y1 + box.y2) * 0.5f}; }
+
+// Whether a point lies in a box, farther from its sides than a margin (of 0: strictly inside).
+MGASSIGN_HD bool contains(const Box& box, const Location& at, float margin = 0.0f) {
+  return at.x - box.x1 > margin && box.x2 - at.x > margin && at.y - box.y1 > margin && box.y2 - at.y > margin;
+}
+
 // A box that takes part: finite and of positive width and height.
 MGASSIGN_HD bool is_valid(const Box& box) {
   return (-kInfinity < box.x1) & (box.x1 < box.x2) & (box.x2 < kInfinity) & (-kInfinity < box.y1) & (box.y1 < box.y2) &

@@ -1,7 +1,7 @@
 // The points of one level, described instead of stored, and which of them lie inside an interval.
 #pragma once
 
-#include "portable.h"
+#include "boxes.h"
 
 namespace mgassign {
 
@@ -10,10 +10,6 @@ struct Axis {
   float spacing, offset;
 
   MGASSIGN_HD float coordinate(int64_t k) const { return static_cast<float>(k) * spacing + offset; }
-};
-
-struct Location {
-  float x, y;
 };
 
 struct Level {
@@ -43,12 +39,7 @@ struct Span {
   int64_t begin, end;  // half open
 };
 
-// Whether a coordinate lies between low and high, farther from each than a margin (of 0: strictly between).
-MGASSIGN_HD bool is_between(float coordinate, float low, float high, float margin) {
-  return coordinate - low > margin && high - coordinate > margin;
-}
-
-// The rows (or columns), of `count`, whose coordinate lies so.
+// The rows (or columns), of `count`, whose coordinate lies between low and high, farther from each than a margin.
 // The estimate by division may be one off; the comparisons that define "between" have the last word.
 MGASSIGN_HD Span strictly_between(const Axis& axis, int64_t count, float low, float high, float margin = 0.0f) {
   const float last = static_cast<float>(count);

@@ -24,6 +24,14 @@ MGASSIGN_HD bool ranks_before(const ScoredPoint& a, const ScoredPoint& b) {
   return a.score > b.score || (a.score == b.score && a.point < b.point);
 }
 
+// Points in that order as one number: larger is better, and above 0. Scores are above 0, where the order of floats is
+// that of their bits.
+MGASSIGN_HD uint64_t rank_key(float score, int64_t point) {
+  return static_cast<uint64_t>(bits_of(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(point));
+}
+MGASSIGN_HD float score_of_key(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
+MGASSIGN_HD int64_t point_of_key(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
+
 // A point that an object chose: its score, and what the object claims it with against others that chose it.
 struct Choice {
   float score;

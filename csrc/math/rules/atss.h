@@ -36,7 +36,6 @@ struct Atss {
             within(level.x, level.width, center.x, column, above, reach), reach};
   }
 
-  MGASSIGN_HD static Location center_of(const Box& box) { return {(box.x1 + box.x2) * 0.5f, (box.y1 + box.y2) * 0.5f}; }
   MGASSIGN_HD static float distance(const Location& a, const Location& b) { return hypotenuse(a.x - b.x, a.y - b.y); }
 
   // Of a point's anchor and an object.
@@ -63,8 +62,7 @@ struct Atss {
   // Whether a candidate is the object's, if it is nobody else's.
   MGASSIGN_HD static bool takes(const Box& box, const Location& at, float overlap, float threshold) {
     constexpr float kMargin = 0.01f;
-    return overlap > 0.0f && overlap >= threshold && is_between(at.x, box.x1, box.x2, kMargin) &&
-           is_between(at.y, box.y1, box.y2, kMargin);
+    return overlap > 0.0f && overlap >= threshold && contains(box, at, kMargin);
   }
 
  private:

@@ -14,14 +14,10 @@ struct DynamicK {
   // Classes are dealt to so many sums, which are added in pairs: the same on every device.
   static constexpr int kSums = 16;
 
-  MGASSIGN_HD static Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
-  MGASSIGN_HD static bool contains(const Box& window, const Location& at) {
-    return is_between(at.x, window.x1, window.x2, 0.0f) && is_between(at.y, window.y1, window.y2, 0.0f);
-  }
   MGASSIGN_HD static Box around_center(const Box& box, double stride, double radius) {
-    const float x = (box.x1 + box.x2) * 0.5f, y = (box.y1 + box.y2) * 0.5f;
+    const Location center = center_of(box);
     const float reach = static_cast<float>(radius * stride);
-    return {x - reach, y - reach, x + reach, y + reach};
+    return {center.x - reach, center.y - reach, center.x + reach, center.y + reach};
   }
 
   // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).

@@ -20,7 +20,8 @@ struct SoftLabel : DynamicK {
     return around_center(box, stride, larger(strides, 0.01f));
   }
   MGASSIGN_HD float cost_of_place(const Box& box, double stride, const Location& at) const {
-    const float dx = at.x - (box.x1 + box.x2) * 0.5f, dy = at.y - (box.y1 + box.y2) * 0.5f;
+    const Location center = center_of(box);
+    const float dx = at.x - center.x, dy = at.y - center.y;
     return exp_f32((square_root(dx * dx + dy * dy) / static_cast<float>(stride) - center_radius) * kLn10);
   }
   // Some strides around the centre.

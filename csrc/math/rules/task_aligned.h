@@ -28,16 +28,14 @@ struct TaskAligned {
   // Where the points of a valid object lie: its box, short sides raised.
   MGASSIGN_HD Box window(const Box& box) const {
     if (least_side == 0.0f) return box;
-    const float x = (box.x1 + box.x2) * 0.5f, y = (box.y1 + box.y2) * 0.5f;
+    const Location center = center_of(box);
     const float width = box.x2 - box.x1, height = box.y2 - box.y1;
     const float across = (width < raise_below ? least_side : width) * 0.5f;
     const float down = (height < raise_below ? least_side : height) * 0.5f;
-    return {x - across, y - down, x + across, y + down};
+    return {center.x - across, center.y - down, center.x + across, center.y + down};
   }
 
-  MGASSIGN_HD bool holds(const Box& window, const Location& point) const {
-    return is_between(point.x, window.x1, window.x2, margin) && is_between(point.y, window.y1, window.y2, margin);
-  }
+  MGASSIGN_HD bool holds(const Box& window, const Location& point) const { return contains(window, point, margin); }
 
   MGASSIGN_HD float probability(float raw) const { return sigmoid ? sigmoid_f32(raw) : probability_f32(raw); }
 
