@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mgassign import Assignment, PointGrid, reference
+from mgassign.reference.anchors import competing_boxes
 from scenes import Scene
 
 # Both float32 chains (distances, ratios, sigmoid, log or pow, exp) stay within this of the exact score:
@@ -25,8 +26,7 @@ def score_bounds(grid: PointGrid, gt_boxes: Tensor, probs: Tensor, sigma: float,
     )
     log = 0.5 * ratio.clamp(min=1e-300).log() * (sigma - probs.double()) / sigma
     margin = slack * RELATIVE_ERROR * (1 + log.abs())
-    exact = torch.where(candidate, log.exp(), 0.0)
-    return exact * (1 - margin), exact * (1 + margin)
+    return [torch.where(candidate, log.exp() * factor, 0.0) for factor in (1 - margin, 1 + margin)]
 
 
 def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> None:
@@ -47,6 +47,12 @@ def check_loc(loc: Tensor, num_points: Tensor, low: Tensor, high: Tensor) -> Non
                 assert low[left_out, g].max() <= high[chosen, g].min(), "a better point left out"
 
 
+def check_nobody(found: Tensor, expected: Tensor) -> None:
+    """Asserts that points to whom neither answer gives an object are background in both, or to be ignored in both."""
+    nobody = (found < 0) & (expected < 0)
+    assert torch.equal(found[nobody], expected[nobody]), "background that is to be ignored, or the other way round"
+
+
 def check_agreement(
     found: Assignment, scene: Scene, *, sigma=2.0, level_gate=True, activation="sigmoid", **settings
 ) -> int:
@@ -56,14 +62,14 @@ def check_agreement(
     torch.testing.assert_close(found.num_points, expected.num_points, rtol=0, atol=0)
     torch.testing.assert_close(found.cls, expected.cls, rtol=0, atol=0)
     torch.testing.assert_close(found.iou, expected.iou, rtol=0, atol=0)
+    check_nobody(found.loc, expected.loc)
     differing = int((found.loc != expected.loc).sum())
     if differing:
         per_image = found.num_points.split([len(labels) for labels in scene.gt_labels])
         for b, labels in enumerate(scene.gt_labels):
             logits = scene.pred_logits[b][:, labels.clamp(min=0)].float()
             probs = torch.sigmoid(logits) if activation == "sigmoid" else logits
-            bounds = score_bounds(
-                scene.grid, scene.gt_boxes[b].float(), probs.nan_to_num(0).clamp(0, 1), sigma, level_gate
-            )
+            boxes = competing_boxes(scene.gt_boxes[b].float(), labels)
+            bounds = score_bounds(scene.grid, boxes, probs.nan_to_num(0).clamp(0, 1), sigma, level_gate)
             check_loc(found.loc[b], per_image[b], *bounds)
     return differing

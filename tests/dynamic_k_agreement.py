@@ -9,7 +9,9 @@ from torch import Tensor
 ABSOLUTE, RELATIVE = 2e-6, 1e-6
 
 
-def unexplained(ours: Tensor, theirs: Tensor, costs: Tensor, pool: Tensor, u: Tensor, best_overlaps: int) -> list[int]:
+def unexplained(
+    ours: Tensor, theirs: Tensor, costs: Tensor, pool: Tensor, u: Tensor, best_overlaps: int, k: int | None = None
+) -> list[int]:
     """The points of an image to which two answers give different owners for no reason but a mistake of one of them.
 
     A difference is explained where an object that either names chose the point, or did not, by rounding: its cost is that
@@ -20,15 +22,19 @@ def unexplained(ours: Tensor, theirs: Tensor, costs: Tensor, pool: Tensor, u: Te
         ours, theirs: Owners [P], indices within the image.
         costs, u: Of the T objects that take part, [P, T]; ``pool`` bool [P]: who may be chosen.
         best_overlaps: How many overlaps are added.
+        k: How many points each object chooses whatever they add up to, at least 1.
     """
     different = (ours != theirs).nonzero().flatten()
     if len(different) == 0:
         return []
     costs = torch.where(pool[:, None], costs, torch.inf).double()
-    ranked = torch.cat([costs.sort(0).values, torch.full((best_overlaps + 2, costs.shape[1]), torch.inf).double()])
+    beyond = torch.full((max(best_overlaps, k or 0) + 2, costs.shape[1]), torch.inf)
+    ranked = torch.cat([costs.sort(0).values, beyond.double()])
     sums = torch.where(pool[:, None], u, 0.0).sort(0, descending=True).values[:best_overlaps].double().sum(0)
     slack = 1e-5  # ten roundings of numbers up to 10
     fewest, most = ((sums + s).floor().long().clamp(min=1) for s in (-slack, slack))
+    if k is not None:
+        fewest = most = torch.full_like(fewest, k)
 
     def error(cost: Tensor) -> Tensor:
         return ABSOLUTE + RELATIVE * cost.abs()

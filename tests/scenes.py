@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mgassign import Assignment, PointGrid, mutual_guidance_assign, reference
+from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign, reference
 
 STRIDES = (8, 16, 32, 64, 128)
 GRID_NAMES = ("heights", "widths", "strides", "spacings", "offsets", "ranges")  # of PointGrid.arguments, in the schemas
@@ -120,11 +120,26 @@ def boxes(draw: st.DrawFn) -> list[float]:
     return [x, y, x + width, y + height]
 
 
+kinds = st.sampled_from((0, 0, 0, -1, IGNORE))  # an object of any class, padding, a region
+dtypes = st.sampled_from((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+
+
 @st.composite
 def scenes(draw: st.DrawFn, min_objects: int = 0, max_images: int = 2) -> Scene:
-    """Any scene of valid boxes, many of them overlapping or equal."""
-    grid = draw(st.sampled_from(GRIDS))
-    of_images = draw(st.lists(st.lists(boxes(), min_size=min_objects, max_size=6), min_size=1, max_size=max_images))
-    tensors = [torch.tensor(of_image, dtype=torch.float32).reshape(-1, 4) for of_image in of_images]
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    return scene_of(grid, tensors, 3, generator)
+    """Any scene of valid boxes, many of them overlapping or equal, some of them padding or regions.
+
+    In half of them everything lies on a coarse raster, so that equal overlaps and scores are frequent.
+    """
+    grid, objects = draw(st.sampled_from(GRIDS)), st.tuples(boxes(), kinds)
+    of_images = draw(st.lists(st.lists(objects, min_size=min_objects, max_size=6), min_size=1, max_size=max_images))
+    corners = [torch.tensor([box for box, _ in image], dtype=torch.float32).reshape(-1, 4) for image in of_images]
+    coarse = draw(st.booleans())
+    if coarse:  # boxes grow, so that they stay valid
+        corners = [4 * torch.cat([(t[:, :2] / 4).floor(), (t[:, 2:] / 4).ceil()], 1) for t in corners]
+    drawn = scene_of(grid, corners, 3, torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1))))
+    for labels, image in zip(drawn.gt_labels, of_images, strict=True):
+        kind = torch.tensor([kind for _, kind in image], dtype=torch.int64)
+        labels.copy_(torch.where(kind < 0, kind, labels))
+    if coarse:
+        drawn = replace(drawn, pred_boxes=8 * (drawn.pred_boxes / 8).round(), pred_logits=drawn.pred_logits.round())
+    return drawn.to(draw(dtypes))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agreement import check_nobody
 from dynamic_k_agreement import unexplained
 from mgassign import DynamicKAssignment, PointGrid, SimOTA, SoftLabel, reference, sim_ota_assign, soft_label_assign
 from mgassign.reference.dynamic_k import sim_ota_costs, soft_label_costs
@@ -68,12 +69,14 @@ def check(of: Scene, settings: SimOTA | SoftLabel, objectness: Tensor | None = N
     for b, objects in enumerate(zip(of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, strict=True)):
         of_image = {**more, **({} if objectness is None else {"pred_objectness": objectness[b]})}
         owner, iou = function(of.grid, *objects, settings, **of_image)
+        check_nobody(found.owner[b], owner)
         same = found.owner[b] == owner
         assert torch.equal(found.iou[b][same], iou[same])
         if same.all():
             continue
         costs, pool, u = costs_of(of.grid, *objects, settings, None if objectness is None else objectness[b])
-        assert not unexplained(found.owner[b], owner, costs, pool, u, settings.best_overlaps)
+        k = more.get("num_points")
+        assert not unexplained(found.owner[b], owner, costs, pool, u, settings.best_overlaps, k)
         differing += int((~same).sum())
     return differing
 
@@ -397,9 +400,9 @@ def test_predictions_that_fit_nearly_exactly(settings):
 SOME = st.sampled_from([*SETTINGS.values()])
 
 
-@given(scenes(), SOME)
-def test_any_scene_agrees_with_the_reference(scene, settings):
-    check(scene, settings)
+@given(scenes(), SOME, st.sampled_from([{}, {}, {"num_points": 3}, {"num_points": 30}]))
+def test_any_scene_agrees_with_the_reference(scene, settings, counts):
+    check(scene, settings, **counts)
 
 
 @given(scenes(max_images=3), SOME)

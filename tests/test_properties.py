@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agreement import check_agreement, check_loc, score_bounds
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign, reference
+from mgassign.reference.anchors import competing_boxes
 from scenes import STRIDES, Scene, boxes, scene_of, scenes
 
 
@@ -18,9 +19,21 @@ def distinct(scene: Scene) -> bool:
     return all(len(reference.box_areas(of_image).unique()) == len(of_image) for of_image in scene.gt_boxes)
 
 
-@given(scenes(), st.sampled_from([0.0, 1.5]), st.sampled_from([1.25, 2.0]), st.booleans(), st.sampled_from([0, 7]))
-def test_agrees_with_the_reference(scene, center_radius, sigma, level_gate, min_points):
-    settings = {"center_radius": center_radius, "sigma": sigma, "level_gate": level_gate, "min_points": min_points}
+settings_of_any_kind = st.fixed_dictionaries(
+    {
+        "center_radius": st.sampled_from([0.0, 1.5]),
+        "sigma": st.sampled_from([1.25, 2.0]),
+        "level_gate": st.booleans(),
+        "min_points": st.sampled_from([0, 7]),
+        "num_points": st.sampled_from([None, 1, 9]),
+        "inside": st.booleans(),
+        "ignore_share": st.sampled_from([0.5, 1.0, 0.05]),
+    }
+)
+
+
+@given(scenes(), settings_of_any_kind)
+def test_agrees_with_the_reference(scene, settings):
     check_agreement(scene.assign(**settings), scene, **settings)
 
 
@@ -31,7 +44,7 @@ def test_no_object_gets_more_than_its_number_and_fewer_only_for_want_of_points(s
     for b, (objects, labels) in enumerate(zip(scene.gt_boxes, scene.gt_labels, strict=True)):
         if len(objects) == 0:
             continue
-        probs = torch.sigmoid(scene.pred_logits[b][:, labels])
+        probs = torch.sigmoid(scene.pred_logits[b].float()[:, labels])
         for owner, scores in [
             (found.cls[b], reference.box_iou(scene.pred_boxes[b], objects)),
             (found.loc[b], reference.amplified_centerness(scene.grid, objects, probs)),
@@ -47,11 +60,11 @@ def test_no_object_gets_more_than_its_number_and_fewer_only_for_want_of_points(s
 @given(scenes(min_objects=1), st.integers(0, 2**31))
 def test_the_original_strategy_does_not_depend_on_predictions(scene, seed):
     other = scene_of(scene.grid, scene.gt_boxes, 3, torch.Generator().manual_seed(seed))
-    found, otherwise = scene.assign(), other.assign()
+    found, otherwise = scene.assign(), replace(other, gt_labels=scene.gt_labels).assign()
     assert torch.equal(found.original, otherwise.original)
     assert torch.equal(found.num_points, otherwise.num_points)
-    alone = fcos_assign(scene.grid, scene.gt_boxes)
-    assert torch.equal(found.original, alone.original)
+    alone = fcos_assign(scene.grid, list(map(competing_boxes, scene.gt_boxes, scene.gt_labels)))
+    assert torch.equal(found.original.clamp(min=-1), alone.original)  # which knows no regions
     assert torch.equal(found.num_points, alone.num_points)
 
 
@@ -61,7 +74,7 @@ def test_permuting_the_objects_permutes_the_owners(scene, random):
     random.shuffle(order)
     shuffled = replace(scene, gt_boxes=[scene.gt_boxes[0][order]], gt_labels=[scene.gt_labels[0][order]])
     found, permuted = scene.assign(), shuffled.assign()
-    old_index = torch.tensor([*order, -1])  # entry -1: nobody's point stays nobody's
+    old_index = torch.tensor([*order, -2, -1])  # the last two entries: nobody's point stays as it is
     for owner, of_shuffled in zip(found[:3], permuted[:3], strict=True):
         assert torch.equal(old_index[of_shuffled], owner)
     assert torch.equal(found.num_points[order], permuted.num_points)
@@ -71,7 +84,7 @@ def test_permuting_the_objects_permutes_the_owners(scene, random):
 def test_equal_scores_leave_plain_centerness(scene, logit):
     found = replace(scene, pred_logits=torch.full_like(scene.pred_logits, logit)).assign()
     numbers = found.num_points.split([len(labels) for labels in scene.gt_labels])
-    for b, objects in enumerate(scene.gt_boxes):
+    for b, objects in enumerate(map(competing_boxes, scene.gt_boxes, scene.gt_labels)):
         no_score = torch.zeros(scene.grid.num_points, len(objects))
         # sigma 2 takes at most a square root, which at most doubles the relative room of a rounding error.
         bounds = score_bounds(scene.grid, objects, no_score, sigma=2.0, level_gate=True, slack=2.0)
@@ -94,6 +107,7 @@ def test_raising_a_score_never_loses_the_point(scene, seed, data):
 
 @given(scenes(min_objects=1, max_images=1).filter(distinct), st.data())
 def test_points_that_predict_an_object_exactly_are_its_positives(scene, data):
+    scene = scene.to(torch.float32)
     numbers = scene.assign().num_points.tolist()
     g = data.draw(st.sampled_from(range(len(numbers))))
     chosen = data.draw(st.permutations(range(scene.grid.num_points)))[: numbers[g]]
@@ -155,7 +169,7 @@ def test_a_batch_is_its_images_one_by_one(scene):
 
 @given(scenes(max_images=1), st.integers(0, 3), st.integers(0, 3))
 def test_translation_by_the_coarsest_stride_moves_the_result_along(scene, right, down):
-    grid = scene.grid
+    scene, grid = scene.to(torch.float32), scene.grid
     # Only where points lie a stride apart does a multiple of the coarsest one move every level onto itself.
     assume(grid.spacings == tuple((s, s) for s in grid.strides))
     coarsest = max(grid.strides)

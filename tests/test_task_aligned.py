@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agreement import check_nobody
 from mgassign import PointGrid, TaskAligned, TaskAlignedAssignment, dense_scores, reference, task_aligned_assign
 from scenes import GRIDS, STRIDES, Scene, equal, random_boxes, scene, scene_of, scenes
 from task_aligned_agreement import answers
@@ -46,6 +47,7 @@ def check(of: Scene, settings: TaskAligned, **more) -> int:
     differing = 0
     for b, objects in enumerate(zip(of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, strict=True)):
         owner, target, iou = reference.task_aligned_assign(of.grid, *objects, settings, activation="sigmoid", **more)
+        check_nobody(found.owner[b], owner)
         same = found.owner[b] == owner
         torch.testing.assert_close(found.iou[b][same], iou[same], rtol=0, atol=2e-6)
         if same.all():
@@ -53,7 +55,7 @@ def check(of: Scene, settings: TaskAligned, **more) -> int:
             continue
         differing += int((~same).sum())
         boxes, logits, gt_boxes, gt_labels = objects
-        k = max(settings.k, more.get("min_points", 0))
+        k = max(more.get("num_points", settings.k), more.get("min_points", 0))
         allowed = answers(of.grid, boxes, logits.float().sigmoid(), gt_boxes, gt_labels, settings, k)
         assert (allowed.allow(found.owner[b]) & allowed.allow(owner))[~same].all()
     return differing
@@ -451,17 +453,16 @@ def test_settings_that_are_none(change, error, message):
 SOME = st.sampled_from([*SETTINGS.values()])
 
 
-@given(scenes(), SOME, st.sampled_from([0, 12]))
-def test_any_scene_agrees_with_the_reference(scene, settings, min_points):
-    check(scene, settings, min_points=min_points)
+@given(scenes(), SOME, st.sampled_from([{}, {"min_points": 12}, {"num_points": 3}]))
+def test_any_scene_agrees_with_the_reference(scene, settings, counts):
+    check(scene, settings, **counts)
 
 
 @given(scenes(min_objects=1), SOME)
 def test_what_an_object_holds(scene, settings):
     found = assign(scene, replace(settings, contest="chosen"))
     for b, objects in enumerate(scene.gt_boxes):
-        labels = torch.zeros(len(objects), dtype=torch.int64)
-        holds = reference.task_aligned.holding(scene.grid, objects, labels, settings)
+        holds = reference.task_aligned.holding(scene.grid, objects, scene.gt_labels[b], settings)
         for g in range(len(objects)):
             own = found.owner[b] == g
             assert own.sum() <= (settings.keep or settings.k)
@@ -487,7 +488,7 @@ def test_permuting_the_objects_permutes_the_owners(scene, settings, random):
     # But for contests that the index decides.
     highest = torch.cat([u, torch.full((len(u), 2), -1.0)], 1).topk(2, dim=1).values
     if not ((highest[:, 0] - highest[:, 1] < 1e-6) & (highest[:, 0] > 0)).any():
-        assert torch.equal(torch.tensor([*order, -1])[permuted.owner], found.owner)
+        assert torch.equal(torch.tensor([*order, -2, -1])[permuted.owner], found.owner)
         assert equal(found._replace(owner=permuted.owner), permuted)
 
 
