@@ -195,7 +195,7 @@ BAD_SETTINGS = {
     "class_weight": [-1.0, nan, inf, 1e39],
     "penalty": [-1.0, nan, inf, 1e39],
     "anchor_scale": [0.0, -1.0, nan, inf, 1e39],
-    "topk": [0, -1],
+    "topk": [0, -1, 129],
     "beta": [0.0, -1.0, nan, inf, 1e39],
     "margin": [-1.0, nan, inf, 1e39],
     "raise_below": [-1.0, nan, inf, 1e39],
@@ -223,6 +223,16 @@ def test_a_setting_out_of_its_range_is_refused(name, arguments):
             continue
         for bad in BAD_SETTINGS[key]:
             refuses(name, arguments, key, bad)
+
+
+CHOOSING_FIRST = [c for c in CALLS if c[0] in ("task_aligned_assign", "sim_ota_assign", "soft_label_assign")]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CHOOSING_FIRST, ids=[name for name, _ in CHOOSING_FIRST])
+def test_no_object_chooses_more_points_than_lists_hold(name, arguments):
+    results(name, {**arguments, "max_points": 128})
+    for most in (129, 2**31, 2**62):
+        refuses(name, arguments, "max_points", most)
 
 
 @pytest.mark.parametrize(
