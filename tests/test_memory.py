@@ -1,0 +1,50 @@
+"""What a call needs beyond its inputs and results grows with points plus objects, never with their product."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import mgassign
+from bench_assign import peak_extra_bytes
+from scenarios import SCENARIOS, Scenario, make_inputs
+
+FEW, MANY = SCENARIOS["call"], SCENARIOS["E"]
+PAIRS = MANY.grid.num_points * MANY.objects
+
+
+def calls(scenario: Scenario) -> dict[str, partial]:
+    """A call of each function that takes points and objects."""
+    of = make_inputs(scenario)
+    boxes, labels = torch.stack(of.gt_boxes), torch.stack(of.gt_labels)
+    predicted = of.pred_boxes, of.pred_logits, boxes, labels
+    anchors = of.grid.decode(2 * of.grid.point_strides()[:, None].expand(-1, 4))
+    on_points = "mutual_guidance_assign", "task_aligned_assign", "sim_ota_assign", "soft_label_assign"
+    return {
+        **{name: partial(getattr(mgassign, name), of.grid, *predicted) for name in on_points},
+        "fcos_assign": partial(mgassign.fcos_assign, of.grid, boxes),
+        "atss_assign": partial(mgassign.atss_assign, of.grid, boxes, gt_labels=labels),
+        "max_iou_assign": partial(mgassign.max_iou_assign, anchors, boxes, gt_labels=labels),
+        "anchor_mutual_guidance_assign": partial(mgassign.anchor_mutual_guidance_assign, anchors, *predicted),
+    }
+
+
+@pytest.fixture(scope="module")
+def few_and_many():
+    matrix = peak_extra_bytes(lambda: [torch.ones(PAIRS, dtype=torch.uint8)[:1].clone()])
+    if matrix is None:
+        pytest.skip("no peak of resident memory: neither Linux nor glibc")
+    assert matrix > 0.99 * PAIRS, "a byte for each point and object is not seen"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # each has scratch space of its own
+    yield calls(FEW), calls(MANY)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", [name for name in mgassign.__all__ if name.endswith("_assign")])
+def test_no_matrix_of_points_and_objects_is_made(few_and_many, name):
+    few, many = few_and_many
+    few[name]()  # loads code, starts threads
+    assert peak_extra_bytes(many[name]) < PAIRS / 8  # not even a bit for each
