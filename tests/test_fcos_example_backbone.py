@@ -24,7 +24,6 @@ import efficientnet
 import train
 from backbone import BACKBONES, Backbone
 from data import TrainingSet, read_split
-from drawn import draw_set
 from features import load_features
 from model import FCOS
 from options import parse
@@ -37,13 +36,6 @@ has_weights = pytest.mark.skipif(
 )
 TINY = ["--backbone", "lite0", "--pretrained", "--size", "64", "--width", "32", "--head-convs", "1", "--batch", "4"]
 TINY += ["--epochs", "2", "--augment", "flip", "--device", "cpu", "--log-every", "1"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "drawn"
-    draw_set(folder, {"train": 9, "val": 3}, size=64)
-    return folder
 
 
 def random_statistics(module: nn.Module) -> None:

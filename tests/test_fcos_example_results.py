@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -141,14 +143,20 @@ def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
 
 def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path, monkeypatch):
     losses = {}
-    step = Trainer.train_step
+    step, by_reference = Trainer.train_step, profile_step.assign_by_reference
 
     def note(self, *arguments):
         result = step(self, *arguments)
         losses.setdefault(self.criterion.assign.__name__, []).append(torch.stack([*result.values()]))
         return result
 
+    @functools.wraps(by_reference)
+    def slowly(*arguments, **settings):
+        time.sleep(0.25)
+        return by_reference(*arguments, **settings)
+
     monkeypatch.setattr(Trainer, "train_step", note)
+    monkeypatch.setattr(profile_step, "assign_by_reference", slowly)
     arguments = ["--data", f"{data}:train", "--steps", "1", "--json", str(tmp_path / "share.json")]
     assert profile_step.main([*arguments, "--", *TINY, "--batch", "4"]) == 0
     torch.testing.assert_close(
@@ -157,5 +165,8 @@ def test_reference_in_the_place_of_mgassign_gives_the_same_losses(data, tmp_path
     assert command(profile_step.main, [*arguments, "--", *TINY, "--batch", "10"]) == 2  # not for ever
     with pytest.raises(SystemExit):  # the reference would not be asked
         profile_step.main([*arguments, "--", *TINY, "--batch", "4", "--assigner", "task-aligned"])
-    shares = json.loads((tmp_path / "share.json").read_text())
-    assert 0 < shares["mgassign"]["share_percent"] < shares["reference"]["share_percent"] < 100
+    told = json.loads((tmp_path / "share.json").read_text())
+    for of in (told["mgassign"], told["reference"]):
+        assert 0 < of["assignment_ms"] < of["step_ms"]
+        assert of["share_percent"] == pytest.approx(100 * of["assignment_ms"] / of["step_ms"], rel=0.01, abs=0.001)
+    assert told["reference"]["assignment_ms"] >= 250

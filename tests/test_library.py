@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import os
 
 import numpy as np
@@ -19,7 +20,7 @@ from mgassign import (
     mutual_guidance_assign,
     topk_per_object,
 )
-from scenes import GRID_NAMES, STRIDES, Scene, equal, scene, scene_of
+from scenes import GRID_NAMES, STRIDES, equal, scene, scene_of
 
 OPS = torch.ops.mgassign
 
@@ -186,7 +187,19 @@ def test_real_boxes(coco_boxes_file):
     assert differing <= 0.001 * positives
 
 
+RESULTS = [kind for kind in vars(mgassign).values() if isinstance(kind, type) and issubclass(kind, tuple)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RESULTS if kind is not mgassign.Unassigned])
+def test_checkpoints_hold_assignments(kind):
+    saved, file = kind(*(torch.tensor([[i, -1]]) for i in range(len(kind._fields)))), io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert type(loaded) is kind
+    assert equal(loaded, saved)
+
+
 def test_public_names():
     for name in mgassign.__all__:
         assert inspect.getdoc(getattr(mgassign, name)), f"{name} has no docstring"
-    assert isinstance(scene(), Scene)
