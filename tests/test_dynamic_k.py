@@ -269,6 +269,7 @@ def test_numbers_of_points(settings):
     counts = torch.tensor([0, 3, -5, 2, *[1] * 8, 40])
     found = assign(of, settings, num_points=counts)
     assert equal(found, assign(of, settings, num_points=list(counts.split([4, 9]))))
+    assert equal(found, assign(of, settings, num_points=counts.clamp(max=settings.best_overlaps)))
     assert not torch.isin(found.owner[0], torch.tensor([0, 2])).any()
     assert check(of, settings, num_points=128) <= 3
     assert (assign(of, settings, num_points=0).owner == -1).all()

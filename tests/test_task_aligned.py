@@ -468,8 +468,11 @@ def test_what_an_object_holds(scene, settings):
             assert own.sum() <= (settings.keep or settings.k)
             assert holds[own, g].all()
             if own.any():  # its best point is to learn its best overlap, less what epsilon takes
-                target, best = found.target[b, own], found.iou[b, own].max()
-                assert target.max() <= best * (1 + 1e-6)
+                target, u = found.target[b, own], found.iou[b, own].double()
+                score = scene.pred_logits[b, own, scene.gt_labels[b][g]].double().sigmoid()
+                m = (score**settings.alpha * u**settings.beta).max()
+                least = u.max() * m / (m + settings.epsilon)
+                assert least * (1 - 1e-5) - 1e-30 <= target.max() <= u.max() * (1 + 1e-6)
                 assert (target >= 0).all()
     nobody = found.owner < 0
     assert (found.target[nobody] == 0).all()
