@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mgassign import IGNORE, Assignment, PointGrid, mutual_guidance_assign, reference
 
@@ -17,6 +18,27 @@ GRID_NAMES = ("heights", "widths", "strides", "spacings", "offsets", "ranges")  
 
 def equal(found: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+FORMS = ("list", "padded", "jagged")
+
+
+def in_form(form: str, of_images: list[Tensor], padding: float = 0) -> list[Tensor] | Tensor:
+    """Tensors of at least one image in one of the forms in which objects come."""
+    if form == "list":
+        return of_images
+    if form == "padded":
+        return pad_sequence(of_images, batch_first=True, padding_value=padding)
+    return torch.nested.nested_tensor(of_images, layout=torch.jagged)
+
+
+def objects_in_form(form: str, boxes: list[Tensor], labels: list[Tensor]):
+    """Boxes and labels in one of the forms; what pads are valid boxes, which take no part."""
+    packed = in_form(form, boxes)
+    if form == "padded":
+        for image, of_image in zip(packed, boxes, strict=True):
+            image[len(of_image) :] = torch.tensor([20.0, 20, 60, 50])
+    return packed, in_form(form, labels, -1)
 
 
 @dataclass(frozen=True)
@@ -46,6 +68,11 @@ class Scene:
         cls, loc, original, num_points, iou = zip(*images, strict=True)
         stacked = map(torch.stack, (cls, loc, original))
         return Assignment(*stacked, torch.cat(num_points), torch.stack(iou))
+
+    def in_form(self, form: str) -> Scene:
+        """Its objects in another form."""
+        boxes, labels = objects_in_form(form, self.gt_boxes, self.gt_labels)
+        return replace(self, gt_boxes=boxes, gt_labels=labels)
 
     def to(self, dtype: torch.dtype) -> Scene:
         """Predictions in another dtype."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgassign import anchor_mutual_guidance_assign, max_iou_assign, reference
 from mgassign.reference import anchors as reference_anchors
 from scenes import boxes as any_box
-from scenes import equal, random_boxes
+from scenes import equal, objects_in_form, random_boxes
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 nan, inf = math.nan, math.inf
@@ -231,14 +231,8 @@ def test_special_anchors_predictions_and_scores():
 def test_forms_dtypes_and_strides(scalar_math):
     scene = anchor_scene(9, objects=(5, 0, 8))
     found, matched = scene.guide(), scene.match()
-    padded = [
-        torch.nn.utils.rnn.pad_sequence(list(t), batch_first=True, padding_value=-1) for t in (scene.gt_boxes, scene.gt_labels)
-    ]  # fmt: skip
-    padded[0][padded[1] == -1] = torch.tensor([3.0, 3, 90, 90])  # valid boxes that take no part
-    lists = [torch.where((padded[1] == -1)[b][: len(t)], -1, t) for b, t in enumerate(scene.gt_labels)]
-    assert equal(lists, scene.gt_labels)
-    jagged = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (scene.gt_boxes, scene.gt_labels)]
-    for boxes, labels in (padded, jagged):
+    for form in ("padded", "jagged"):
+        boxes, labels = objects_in_form(form, scene.gt_boxes, scene.gt_labels)
         again = anchor_mutual_guidance_assign(*scene[:3], boxes, labels, activation="none")
         assert equal(again[:3], found[:3])
         assert torch.equal(max_iou_assign(scene.anchors, boxes, gt_labels=labels).owner, matched.owner)

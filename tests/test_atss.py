@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mgassign
 from mgassign import AtssAssignment, PointGrid, atss_assign, reference
-from scenes import GRIDS, STRIDES, equal, random_boxes
+from scenes import GRIDS, STRIDES, equal, objects_in_form, random_boxes
 from scenes import boxes as any_box
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
@@ -114,12 +113,9 @@ def test_forms_and_dtypes():
     labels = [torch.tensor([0, -2, 1, -1, 2]), torch.empty(0, dtype=torch.int64), torch.arange(8) - 2]
     expected = check(grid, boxes, labels)
     assert (expected.owner == -2).any()
-    padded = [torch.nn.utils.rnn.pad_sequence(t, batch_first=True, padding_value=v) for t, v in ((boxes, 0), (labels, -1))]  # fmt: skip
-    padded[0][padded[1] == -1] = torch.tensor([3.0, 3, 90, 90])  # valid boxes that take no part
-    jagged = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels)]
-    for form in (padded, jagged):
-        again = atss_assign(grid, form[0], gt_labels=form[1])
-        assert equal(again, expected)
+    for form in ("padded", "jagged"):
+        of_form, its_labels = objects_in_form(form, boxes, labels)
+        assert equal(atss_assign(grid, of_form, gt_labels=its_labels), expected)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         narrow = [of_image.to(dtype).requires_grad_() for of_image in boxes]
         again = atss_assign(grid, narrow)
@@ -161,36 +157,6 @@ def test_nothing_to_assign(images):
     assert atss_assign(no_points, [torch.tensor([[0.0, 0, 40, 40]])] * images).owner.shape == (images, 0)
 
 
-@pytest.mark.parametrize("form", ["padded", "jagged"])
-def test_compiles_without_graph_breaks_for_any_number_of_objects(form):
-    torch.compiler.reset()
-    grid, compilations = PointGrid.for_image((64, 96), STRIDES[:2]), 0
-
-    def backend(module, inputs):
-        nonlocal compilations
-        compilations += 1
-        return module.forward
-
-    @torch.compile(fullgraph=True, backend=backend)
-    def step(gt_boxes, gt_labels):
-        found = atss_assign(grid, gt_boxes, gt_labels=gt_labels)
-        return *found, (found.owner >= 0).sum()
-
-    for seed, counts in enumerate([(3, 4), (5, 2), (9, 30), (2, 2)]):
-        boxes = draw(counts, (64, 96), seed)
-        labels = [torch.zeros(count, dtype=torch.int64) for count in counts]
-        if form == "padded":
-            packed = [torch.nn.utils.rnn.pad_sequence(t, batch_first=True, padding_value=-1) for t in (boxes, labels)]
-        else:
-            packed = [torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels)]
-        *found, positives = step(*packed)
-        expected = atss_assign(grid, boxes)
-        assert equal(found, expected)
-        assert positives == (expected.owner >= 0).sum()
-    assert compilations <= 3
-    torch.compiler.reset()
-
-
 def test_exports():
     grid = PointGrid.for_image((64, 96), STRIDES[:2])
 
@@ -204,12 +170,6 @@ def test_exports():
     more = torch.stack(draw((9, 9), (64, 96), 1))
     found = exported.module()(more)
     assert equal(found, atss_assign(grid, more, topk=5))
-
-
-def test_an_assignment_is_saved_and_loaded(tmp_path):
-    found = atss_assign(FOUR, [torch.tensor([WHOLE])])
-    torch.save(found, tmp_path / "found.pt")
-    assert type(torch.load(tmp_path / "found.pt")) is AtssAssignment is mgassign.AtssAssignment
 
 
 @pytest.mark.parametrize(

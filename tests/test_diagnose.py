@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign, unassigned
-from scenes import random_boxes
+from scenes import in_form, random_boxes
 
 GRID = PointGrid.for_image((128, 128), strides=(8, 16, 32))
 CASES = [
@@ -92,10 +92,8 @@ def test_lost_are_those_without_points_in_every_form(seed):
     expected = [(b, g) for b, of_image in enumerate(counts) for g in torch.nonzero(of_image == 0).flatten().tolist()]
     assert [(of.image, of.object) for of in lost] == expected
     assert not {of.reason for of in lost} & {"no box", "not predicted", "outside"}
-    jagged = torch.nested.nested_tensor_from_jagged(torch.cat(boxes), torch.tensor([0, 0, 70, 73]))
-    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
-    assert unassigned(GRID, found.original, jagged) == lost
-    assert unassigned(GRID, found.original, padded) == lost
+    for form in ("padded", "jagged"):
+        assert unassigned(GRID, found.original, in_form(form, boxes)) == lost
 
 
 def test_no_images_no_objects_no_points():

@@ -252,15 +252,8 @@ def test_strides_do_not_matter(settings):
 def test_the_three_forms_of_objects(settings):
     of = scene(objects=(4, 0, 9), seed=6)
     expected = assign(of, settings)
-    boxes = torch.nn.utils.rnn.pad_sequence(of.gt_boxes, batch_first=True, padding_value=20.0)
-    labels = torch.nn.utils.rnn.pad_sequence(of.gt_labels, batch_first=True, padding_value=-1)
-    boxes[labels < 0] += torch.tensor([0.0, 0.0, 30.0, 30.0])  # valid boxes, yet they take no part
-    assert equal(assign(replace(of, gt_boxes=boxes, gt_labels=labels), settings), expected)
-    jagged = {
-        "gt_boxes": torch.nested.nested_tensor(of.gt_boxes, layout=torch.jagged),
-        "gt_labels": torch.nested.nested_tensor(of.gt_labels, layout=torch.jagged),
-    }
-    assert equal(assign(replace(of, **jagged), settings), expected)
+    for form in ("padded", "jagged"):
+        assert equal(assign(of.in_form(form), settings), expected)
 
 
 @EACH

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mgassign import PointGrid, fcos_assign, reference
-from scenes import GRIDS, STRIDES, random_boxes
+from scenes import GRIDS, STRIDES, in_form, random_boxes
 from test_building_blocks import NO_BOXES
 
 
@@ -93,8 +93,8 @@ def test_padded_and_jagged_objects():
     images = [torch.tensor([[8.0, 8, 40, 40]]), torch.empty(0, 4), torch.tensor([[0.0, 0, 30, 30], [20, 20, 60, 60]])]
     grid = PointGrid.for_image((64, 64), strides=(8, 16))
     expected = fcos_assign(grid, images)
-    jagged = fcos_assign(grid, torch.nested.nested_tensor(images, layout=torch.jagged))
-    padded = fcos_assign(grid, torch.nn.utils.rnn.pad_sequence(images, batch_first=True))
+    jagged = fcos_assign(grid, in_form("jagged", images))
+    padded = fcos_assign(grid, in_form("padded", images))
     assert torch.equal(jagged.original, expected.original)
     assert torch.equal(jagged.num_points, expected.num_points)
     assert torch.equal(padded.original, expected.original)

@@ -19,7 +19,7 @@ from mgassign import (
     reference,
     topk_per_object,
 )
-from scenes import STRIDES, Scene, equal, scene
+from scenes import STRIDES, Scene, equal, in_form, scene
 from test_building_blocks import NO_BOXES
 
 nan, inf = math.nan, math.inf
@@ -92,25 +92,12 @@ def test_any_strides_and_gradients():
 
 def test_three_forms_of_objects_agree():
     ragged = scene(objects=(4, 0, 7), seed=3)
-    expected = ragged.assign()
-
-    jagged = dataclasses.replace(
-        ragged,
-        gt_boxes=torch.nested.nested_tensor(ragged.gt_boxes, layout=torch.jagged),
-        gt_labels=torch.nested.nested_tensor(ragged.gt_labels, layout=torch.jagged),
-    )
-    assert equal(jagged.assign(), expected)
-
-    padded = dataclasses.replace(
-        ragged,
-        gt_boxes=torch.nn.utils.rnn.pad_sequence(ragged.gt_boxes, batch_first=True, padding_value=50.0),
-        gt_labels=torch.nn.utils.rnn.pad_sequence(ragged.gt_labels, batch_first=True, padding_value=-1),
-    )
-    # Whatever stands in the padding, a valid box too, takes no part.
-    padded.gt_boxes[padded.gt_labels < 0] = torch.tensor([10.0, 10.0, 90.0, 90.0])
+    expected = ragged.assign(min_points=2)
+    assert equal(ragged.in_form("jagged").assign(min_points=2), expected)
+    padded = ragged.in_form("padded")
     found = padded.assign(min_points=2)
-    assert equal(found[:3], ragged.assign(min_points=2)[:3])
-    assert torch.equal(found.num_points[padded.gt_labels.flatten() >= 0], ragged.assign(min_points=2).num_points)
+    assert equal(found[:3], expected[:3])
+    assert torch.equal(found.num_points[padded.gt_labels.flatten() >= 0], expected.num_points)
     assert (found.num_points[padded.gt_labels.flatten() < 0] == 0).all()
 
 
@@ -203,11 +190,8 @@ def test_a_region_is_ignored_exactly():
 def test_padding_and_regions_in_every_form():
     ragged = labelled(scene(objects=(9, 0, 14), seed=3), 5)
     expected = ragged.assign(min_points=1)
-    boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (ragged.gt_boxes, ragged.gt_labels))
-    assert equal(dataclasses.replace(ragged, gt_boxes=boxes, gt_labels=labels).assign(min_points=1), expected)
-    boxes, labels = (torch.nn.utils.rnn.pad_sequence(t, batch_first=True) for t in (ragged.gt_boxes, ragged.gt_labels))
-    labels[torch.arange(14) >= torch.tensor([[9], [0], [14]])] = -1
-    padded = dataclasses.replace(ragged, gt_boxes=boxes, gt_labels=labels).assign(min_points=1)
+    assert equal(ragged.in_form("jagged").assign(min_points=1), expected)
+    padded = ragged.in_form("padded").assign(min_points=1)
     assert equal(padded[:3], expected[:3])
     assert torch.equal(padded.iou, expected.iou)
 
@@ -224,19 +208,9 @@ def test_counts_of_points_per_object():
             of.grid, of.pred_boxes[b], of.pred_logits[b], of.gt_boxes[b], of.gt_labels[b], num_points=image
         )
         assert torch.equal(found.cls[b], alone[0])
-    jagged = dataclasses.replace(
-        of,
-        gt_boxes=torch.nested.nested_tensor(of.gt_boxes, layout=torch.jagged),
-        gt_labels=torch.nested.nested_tensor(of.gt_labels, layout=torch.jagged),
-    )
-    assert equal(jagged.assign(num_points=torch.nested.nested_tensor(wanted, layout=torch.jagged)), found)
+    assert equal(of.in_form("jagged").assign(num_points=in_form("jagged", wanted)), found)
     assert equal(of.assign(num_points=2, min_points=5), of.assign(num_points=[torch.full((n,), 5) for n in (4, 0, 3)]))
-    padded = dataclasses.replace(
-        of,
-        gt_boxes=torch.nn.utils.rnn.pad_sequence(of.gt_boxes, batch_first=True),
-        gt_labels=torch.nn.utils.rnn.pad_sequence(of.gt_labels, batch_first=True, padding_value=-1),
-    )
-    of_padded = padded.assign(num_points=torch.nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=7))
+    of_padded = of.in_form("padded").assign(num_points=in_form("padded", wanted, 7))
     assert of_padded.num_points.tolist() == [3, 0, 0, of.grid.num_points, 0, 0, 0, 0, 1, 1, 1, 0]
     assert equal(of_padded[:3], found[:3])
 

@@ -7,22 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils.rnn import pad_sequence
 
 from mgassign import amplified_centerness, centerness, dense_scores, reference, take
-from scenes import scene
-
-FORMS = ("list", "padded", "jagged")
-
-
-def in_form(form: str, of_images: list[torch.Tensor]):
-    """Objects of at least one image."""
-    if form == "list":
-        return of_images
-    if form == "padded":
-        return pad_sequence(of_images, batch_first=True)
-    offsets = torch.tensor([0, *map(len, of_images)]).cumsum(0)
-    return torch.nested.nested_tensor_from_jagged(torch.cat(of_images), offsets)
+from scenes import FORMS, in_form, scene
 
 
 def one_by_one(owner: torch.Tensor, of_images: list[torch.Tensor], fill) -> torch.Tensor:
