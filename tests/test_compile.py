@@ -24,7 +24,7 @@ from mgassign import (
     task_aligned_assign,
     topk_per_object,
 )
-from scenes import STRIDES, equal, scene, scene_of
+from scenes import FORMS, STRIDES, equal, scene, scene_of
 
 GRID = PointGrid.for_image((64, 96), STRIDES[:2])
 
@@ -34,13 +34,8 @@ def batches(form: str, counts_of_batches):
     for seed, counts in enumerate(counts_of_batches):
         generator = torch.Generator().manual_seed(seed)
         of = scene_of(GRID, [torch.rand(n, 4, generator=generator).cumsum(1) * 30 for n in counts], 3, generator)
-        boxes, labels = of.gt_boxes, of.gt_labels
-        if form == "padded":
-            boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
-            labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        elif form == "jagged":
-            boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (boxes, labels))
-        yield of.pred_boxes, of.pred_logits, boxes, labels
+        of = of.in_form(form)
+        yield of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels
 
 
 class Counter:
@@ -66,7 +61,17 @@ def align(pred_boxes, pred_logits, gt_boxes, gt_labels):
 
 
 ANCHORS = GRID.points().repeat(1, 2) + torch.tensor([-12.0, -9.0, 12.0, 9.0])
-OWNER = torch.full((6, 5), -1)  # of as many images as there may be, though nobody's
+
+
+def match(gt_boxes, gt_labels):
+    return max_iou_assign(ANCHORS, gt_boxes, gt_labels=gt_labels)
+
+
+def dense(pred_boxes, pred_logits, gt_boxes, gt_labels):
+    owner, iou = match(gt_boxes, gt_labels)
+    return (dense_scores(owner, iou, gt_labels, 3),)
+
+
 # Every function that takes objects.
 TAKE_OBJECTS = {
     "mutual_guidance_assign": guide,
@@ -75,12 +80,10 @@ TAKE_OBJECTS = {
     "sim_ota_assign": lambda *batch: sim_ota_assign(GRID, *batch),
     "soft_label_assign": lambda *batch: soft_label_assign(GRID, *batch),
     "atss_assign": lambda boxes, logits, gt_boxes, gt_labels: atss_assign(GRID, gt_boxes, gt_labels=gt_labels),
-    "max_iou_assign": lambda boxes, logits, gt_boxes, gt_labels: max_iou_assign(ANCHORS, gt_boxes, gt_labels=gt_labels),
+    "max_iou_assign": lambda boxes, logits, *objects: match(*objects),
     "anchor_mutual_guidance_assign": lambda *batch: anchor_mutual_guidance_assign(ANCHORS, *batch),
-    "take": lambda boxes, logits, gt_boxes, gt_labels: (take(OWNER[: len(boxes)], gt_boxes, fill=-1),),
-    "dense_scores": lambda boxes, logits, gt_boxes, gt_labels: (
-        dense_scores(OWNER[: len(boxes)], OWNER[: len(boxes)].float(), gt_labels, 3),
-    ),
+    "take": lambda boxes, logits, *objects: (take(match(*objects).owner, objects[0], fill=-1),),
+    "dense_scores": dense,
 }
 every_function = pytest.mark.parametrize("step", TAKE_OBJECTS.values(), ids=TAKE_OBJECTS.keys())
 
@@ -89,14 +92,21 @@ FEW_OBJECTS = [[(0, 1, 2, 3, 5, 8)[i] for i in torch.randint(6, (4,), generator=
                for seed in range(24)]  # fmt: skip
 
 
+def test_there_is_something_to_take():
+    for form in FORMS:
+        owners = [match(*objects).owner.flatten() for _, _, *objects in batches(form, FEW_OBJECTS)]
+        assert {-2, -1, 0, 1, 2} <= set(torch.cat(owners).tolist())
+
+
 @every_function
 @pytest.mark.parametrize("form", ["padded", "jagged"])
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_without_graph_breaks_for_any_number_of_objects(form, step):
+def test_compiles_without_graph_breaks_for_any_number_of_objects(dynamic, form, step):
     assert any(0 in counts for counts in FEW_OBJECTS)
     assert any(1 in counts for counts in FEW_OBJECTS)
     counter = Counter()
-    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=counter)
     for batch in batches(form, FEW_OBJECTS):
         assert equal(compiled(*batch), step(*batch))
     assert counter.compilations <= 3
@@ -120,103 +130,11 @@ def test_lists_compile_with_a_graph_break_and_are_refused_without(step):
     compiled = torch.compile(step, backend=counter)
     for batch in batches("list", FEW_OBJECTS):
         assert equal(compiled(*batch), step(*batch))
-    # What stands before the break is compiled anew for other sizes, until torch leaves it: here a slice of the owners.
-    assert counter.compilations <= (8 if step in (TAKE_OBJECTS["take"], TAKE_OBJECTS["dense_scores"]) else 3)
+    assert counter.compilations <= 3
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend=Counter())
     with pytest.raises(torch._dynamo.exc.Unsupported, match="give padded or jagged tensors"):
         compiled(*next(batches("list", FEW_OBJECTS)))
-
-
-def region_beside_two_objects():
-    boxes = torch.tensor([[[10.0, 10, 50, 60], [30, 20, 90, 60], [0, 0, 40, 64]]])
-    generator = torch.Generator().manual_seed(0)
-    pred_boxes = GRID.decode(torch.rand(1, GRID.num_points, 4, generator=generator) * 30)
-    return pred_boxes, torch.randn(1, GRID.num_points, 2, generator=generator), boxes, torch.tensor([[1, 0, -2]])
-
-
-SCENE = region_beside_two_objects()
-
-
-def aligned(num_points=None, min_points=0, **settings):
-    settings = TaskAligned(**settings)
-    return task_aligned_assign(
-        GRID, *SCENE, settings, num_points=num_points, min_points=min_points, activation="sigmoid"
-    )
-
-
-def guided(**settings):
-    return anchor_mutual_guidance_assign(ANCHORS, *SCENE, **settings)
-
-
-# A function of a number that a compiled function works out, for every setting of every function.
-DERIVED = {
-    "sigma": lambda s: mutual_guidance_assign(GRID, *SCENE, sigma=s + 1.01, num_points=9),
-    "center_radius": lambda s: mutual_guidance_assign(GRID, *SCENE, center_radius=s * 0.7),
-    "ignore_share": lambda s: mutual_guidance_assign(GRID, *SCENE, ignore_share=s / 8),
-    "min_points": lambda s: mutual_guidance_assign(GRID, *SCENE, min_points=int(s * 3)),
-    "num_points": lambda s: mutual_guidance_assign(GRID, *SCENE, num_points=int(s * 3) + 1),
-    "level_gate": lambda s: mutual_guidance_assign(GRID, *SCENE, level_gate=s > 1),
-    "fcos_assign": lambda s: fcos_assign(GRID, SCENE[2], s * 0.5 + 0.1),
-    "amplified_centerness": lambda s: (
-        amplified_centerness(GRID, SCENE[2][0, :2], SCENE[1][0].sigmoid(), sigma=s + 1.01),
-    ),
-    "task_aligned_assign, alpha": lambda s: aligned(alpha=s),
-    "task_aligned_assign, beta": lambda s: aligned(beta=s),
-    "task_aligned_assign, margin": lambda s: aligned(margin=s * 4),
-    "task_aligned_assign, least_side": lambda s: aligned(least_side=s * 20),
-    "task_aligned_assign, raise_below": lambda s: aligned(least_side=80.0, raise_below=s * 20),
-    "task_aligned_assign, epsilon": lambda s: aligned(epsilon=s),
-    "task_aligned_assign, k": lambda s: aligned(k=1 + int(s * 2)),
-    "task_aligned_assign, keep": lambda s: aligned(keep=1 + int(s * 2)),
-    "task_aligned_assign, num_points": lambda s: aligned(num_points=int(s * 2)),
-    "task_aligned_assign, min_points": lambda s: aligned(k=1, min_points=int(s * 2)),
-    "max_iou_assign, high": lambda s: max_iou_assign(ANCHORS, SCENE[2], high=s / 40 + 0.1, low=0.05, low_quality="none"),
-    "max_iou_assign, low": lambda s: max_iou_assign(ANCHORS, SCENE[2], low=s / 16 + 0.01, low_quality="none"),
-    "max_iou_assign, min_iou": lambda s: max_iou_assign(ANCHORS, SCENE[2], high=1.0, low=0.9, min_iou=s / 8),
-    "max_iou_assign, ignore_share": lambda s: max_iou_assign(
-        ANCHORS, SCENE[2], gt_labels=SCENE[3], low_quality="none", ignore_share=s / 4
-    ),
-    "anchor_mutual_guidance_assign, sigma": lambda s: guided(sigma=s + 1.01, num_points=9),
-    "anchor_mutual_guidance_assign, positive": lambda s: guided(positive=s / 8 + 0.1, ignore=0.05),
-    "anchor_mutual_guidance_assign, ignore": lambda s: guided(ignore=s / 8),
-    "anchor_mutual_guidance_assign, ignore_share": lambda s: guided(ignore_share=s / 4),
-    "anchor_mutual_guidance_assign, min_points": lambda s: guided(min_points=int(s * 3)),
-    "offset": lambda s: fcos_assign(PointGrid.for_image((64, 96), (8, 16), offset=s + 0.1), SCENE[2]),
-    "spacing": lambda s: fcos_assign(PointGrid.for_image((64, 96), (8, 16), spacing=s + 5.0), SCENE[2]),
-    "strides": lambda s: fcos_assign(PointGrid.from_features([(8, 12), (4, 6)], (s * 7, s * 16)), SCENE[2]),
-    "ranges": lambda s: fcos_assign(
-        PointGrid.from_features([(8, 12), (4, 6)], (8, 16), ranges=((0, s * 20), (s * 15, 1e9))), SCENE[2]
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("function", DERIVED.values(), ids=DERIVED.keys())
-@pytest.mark.usefixtures("fresh_compiler")
-def test_a_setting_that_the_compiled_function_derives_is_never_stale(function):
-    compiled = torch.compile(lambda x, s: (x * s, *function(s)), fullgraph=True, backend="aot_eager")
-    distinct = []
-    for s in (0.1, 0.5, 1.5, 2.5, 4.0):
-        _, *found = compiled(torch.ones(1), s)
-        expected = function(s)
-        assert equal(found, expected), s
-        distinct.append(torch.cat([result.flatten().double() for result in expected]))
-    assert len({tuple(result.tolist()) for result in distinct}) > 1, "the setting changes nothing here"
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_whole_numbers_that_change_at_every_step_compile_twice():
-    counter = Counter()
-
-    @torch.compile(fullgraph=True, backend=counter)
-    def assign(min_points, num_points):
-        least = mutual_guidance_assign(GRID, *SCENE, min_points=min_points)
-        return *least, *mutual_guidance_assign(GRID, *SCENE, num_points=num_points)
-
-    for n in range(2, 22):
-        expected = inspect.unwrap(assign)(n, 2 * n)
-        assert equal(assign(n, 2 * n), expected)
-    assert counter.compilations <= 2
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -250,8 +168,8 @@ def test_a_grid_made_while_compiling():
     for size in [(64, 96), (96, 32), (160, 128)]:
         of = scene(size, STRIDES[:2], objects=(4, 2), seed=3)
         features = [torch.empty(2, 1, h, w) for h, w in zip(of.grid.heights, of.grid.widths, strict=True)]
-        boxes, labels = (torch.nested.nested_tensor(t, layout=torch.jagged) for t in (of.gt_boxes, of.gt_labels))
-        assert equal(step(features, of.pred_boxes, of.pred_logits, boxes, labels), of.assign())
+        jagged = of.in_form("jagged")
+        assert equal(step(features, of.pred_boxes, of.pred_logits, jagged.gt_boxes, jagged.gt_labels), of.assign())
 
 
 @pytest.mark.usefixtures("fresh_compiler")
