@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,22 +12,25 @@ import torch
 
 import bench_cuda
 import mgassign
+import test_compile
 from kernels import needs_gpu
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign
-from scenes import STRIDES, Scene, scene, scene_of
+from scenes import STRIDES, Scene, equal, scene, scene_of
+from test_cuda_kernels import arguments_of
 from test_library import calls
 
 pytestmark = needs_gpu
 
 
+def moved(value):
+    """A tensor, or a list of them, on the GPU; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [moved(of_image) for of_image in value]
+    return value.detach().cuda().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+
 def on_gpu(of: Scene) -> Scene:
-    return dataclasses.replace(
-        of,
-        pred_boxes=of.pred_boxes.cuda(),
-        pred_logits=of.pred_logits.cuda(),
-        gt_boxes=[boxes.cuda() for boxes in of.gt_boxes],
-        gt_labels=[labels.cuda() for labels in of.gt_labels],
-    )
+    return Scene(of.grid, *map(moved, (of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels)))
 
 
 def padded(of: Scene) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,23 +76,45 @@ def test_real_boxes(coco_boxes_file):
         check_equal(on_gpu(of).assign(), of.assign())
 
 
-def test_nothing_waits_for_the_device():
-    of = on_gpu(scene(objects=(5, 3), seed=2))
-    boxes, labels = padded(of)
-    jagged = [torch.nested.as_nested_tensor(of.gt_boxes, layout=torch.jagged),
-              torch.nested.as_nested_tensor(of.gt_labels, layout=torch.jagged)]  # fmt: skip
-    scores, k, areas = torch.rand(50, 4, device="cuda"), torch.ones(4, device="cuda").long(), torch.rand(4).cuda()
+@pytest.fixture
+def step_on_gpu(step, monkeypatch):
+    """A function of test_compile.py, with what it takes beside a batch on the GPU."""
+    for name in ("ANCHORS", "OWNER"):
+        monkeypatch.setattr(test_compile, name, getattr(test_compile, name).cuda())
+    return step
+
+
+def batch_of(counts: tuple[int, ...], form: str = "padded", seed: int = 0):
+    """One with so many objects in its images, on the CPU."""
+    *_, batch = test_compile.batches(form, [counts] * (seed + 1))
+    return batch
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        of.assign()
-        mutual_guidance_assign(of.grid, of.pred_boxes, of.pred_logits, boxes, labels)
-        mutual_guidance_assign(of.grid, of.pred_boxes, of.pred_logits, *jagged)
-        fcos_assign(of.grid, boxes)
-        mgassign.box_iou(of.pred_boxes[0], of.gt_boxes[0])
-        mgassign.topk_per_object(scores, k, areas)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@test_compile.every_function
+@pytest.mark.parametrize("form", ["list", "padded", "jagged"])
+def test_nothing_waits_for_the_device(form, step_on_gpu):
+    batch = moved(batch_of((5, 0, 3), form))
+    with no_waiting():
+        step_on_gpu(*batch)
+
+
+def test_building_blocks_do_not_wait_for_the_device():
+    of = on_gpu(scene(objects=(5, 3), seed=2))
+    boxes, k = of.gt_boxes[0], torch.ones(5, device="cuda").long()
+    probs = torch.rand(of.grid.num_points, 5, device="cuda")
+    with no_waiting():
+        mgassign.box_iou(of.pred_boxes[0], boxes)
+        mgassign.topk_per_object(mgassign.amplified_centerness(of.grid, boxes, probs), k, boxes[:, 2])
 
 
 def test_the_current_stream_is_used():
@@ -106,52 +132,46 @@ def test_the_current_stream_is_used():
     check_equal(found, expected)
 
 
-def test_a_graph_replays_with_changed_inputs():
-    first, second = (on_gpu(scene(objects=(6, 6), seed=seed)) for seed in (4, 5))
-    boxes, labels = padded(first)
-    inputs = [first.pred_boxes.clone(), first.pred_logits.clone(), boxes.clone(), labels.clone()]
-
-    def step():
-        return (*mutual_guidance_assign(first.grid, *inputs), *fcos_assign(first.grid, inputs[2]))
-
+@test_compile.every_function
+def test_a_graph_replays_with_changed_inputs(step_on_gpu, monkeypatch):
+    second_object = torch.ones(2, 5, dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(test_compile, "OWNER", second_object)  # the points are somebody's
+    first, second = (batch_of((6, 6), seed=seed) for seed in (4, 5))
+    inputs = moved(first)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step()
+        step_on_gpu(*inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = step()
-    for of in (second, first):
-        for held, new in zip(inputs, (of.pred_boxes, of.pred_logits, *padded(of)), strict=True):
+        found = step_on_gpu(*inputs)
+    results = []
+    for batch in (second, first):
+        for held, new in zip(inputs, batch, strict=True):
             held.copy_(new)
         graph.replay()
-        of_cpu = [value.cpu() for value in inputs]
-        expected = (*mutual_guidance_assign(first.grid, *of_cpu), *fcos_assign(first.grid, of_cpu[2]))
-        check_equal(found, expected)
-
-
-def moved(value):
-    return value.detach().cuda().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+        results.append([result.clone() for result in found])
+        check_equal(found, step_on_gpu(*moved(batch)))
+    assert not equal(*results)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["no grad", "grad"])
 def test_opcheck(requires_grad):
     for name, args, kwargs in calls(requires_grad):
-        torch.library.opcheck(getattr(torch.ops.mgassign, name).default, tuple(map(moved, args)), kwargs)
+        on_device = tuple(map(moved, args)), {key: moved(value) for key, value in kwargs.items()}
+        torch.library.opcheck(getattr(torch.ops.mgassign, name).default, *on_device)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_and_autocast_changes_nothing():
     of = scene(objects=(5, 2), seed=6)
-    device, expected = on_gpu(of), of.assign()
-    torch.compiler.reset()
+    device, objects = on_gpu(of), padded(of)
+    expected = of.assign(), mutual_guidance_assign(of.grid, of.pred_boxes, of.pred_logits, *objects)
     compiled = torch.compile(mutual_guidance_assign, fullgraph=True, backend="aot_eager")
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        check_equal(device.assign(), expected)
-        check_equal(
-            compiled(of.grid, device.pred_boxes, device.pred_logits, device.gt_boxes, device.gt_labels), expected
-        )
-    torch.compiler.reset()
+        check_equal(device.assign(), expected[0])
+        check_equal(compiled(of.grid, device.pred_boxes, device.pred_logits, *moved(objects)), expected[1])
 
 
 @pytest.mark.parametrize("objects", [20, 300])
@@ -166,11 +186,10 @@ def test_extra_memory(objects):
 
 def test_tensors_of_two_devices_are_refused():
     of = scene(objects=(3, 2), seed=8)
-    grid, boxes, labels = of.grid.arguments, torch.cat(of.gt_boxes), torch.cat(of.gt_labels)
+    arguments = arguments_of(of)
+    arguments[0] = of.pred_boxes.cuda()
     with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and device 0"):
-        torch.ops.mgassign.mutual_guidance_assign(
-            of.pred_boxes.cuda(), of.pred_logits, boxes, labels, None, [3, 2], *grid, 1.5, 2.0, True, 0, 1
-        )
+        torch.ops.mgassign.mutual_guidance_assign(*arguments)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
