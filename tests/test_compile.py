@@ -6,6 +6,8 @@ import inspect
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mgassign import (
     PointGrid,
@@ -135,6 +137,26 @@ def test_lists_compile_with_a_graph_break_and_are_refused_without(step):
     compiled = torch.compile(step, fullgraph=True, backend=Counter())
     with pytest.raises(torch._dynamo.exc.Unsupported, match="give padded or jagged tensors"):
         compiled(*next(batches("list", FEW_OBJECTS)))
+
+
+def seemingly_on_a_gpu(value):
+    """The like of a tensor, or of a list of them, without values: who waits for them learns that there are none."""
+    if isinstance(value, list):
+        return [seemingly_on_a_gpu(of_image) for of_image in value]
+    if value.is_nested:
+        parts = seemingly_on_a_gpu([value.values(), value.offsets()])
+        return torch.nested.nested_tensor_from_jagged(*parts)
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+
+
+@every_function
+@pytest.mark.parametrize("form", ["list", "padded", "jagged"])
+def test_nothing_waits_for_a_gpu(form, step, monkeypatch):
+    (batch,) = batches(form, [(5, 0, 3)])
+    no_values = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    with FakeTensorMode(shape_env=no_values, allow_non_fake_inputs=True):
+        monkeypatch.setitem(globals(), "ANCHORS", seemingly_on_a_gpu(ANCHORS))
+        assert all(result.device.type == "cuda" for result in step(*map(seemingly_on_a_gpu, batch)))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
