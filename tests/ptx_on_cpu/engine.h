@@ -50,14 +50,13 @@ struct Fiber {
   void start();
 };
 
-// Who accessed a word of memory, as far as that can still race.
+// Who accessed a unit of memory, as far as that can still race.
 struct Trace {
   uint32_t block = 0;  // its serial number; 0: nobody
   uint32_t barriers, syncs;
   uint32_t warps;  // since the block's last barrier
   int place;
   uint16_t lane;    // the last one
-  uint8_t bytes;    // of the word
   bool more_lanes;  // of the warp, since its last barrier
   bool more_blocks;
 };
@@ -65,8 +64,8 @@ struct Trace {
 struct Cell {
   Trace writes, reads;
   bool atomic;         // the writes
-  uint8_t written;     // bytes
-  uintptr_t word = 0;  // its address; of shared memory the block's serial number
+  bool written;        // of shared memory
+  uintptr_t unit = 0;  // its address; of shared memory the block's serial number
 };
 
 struct Warp {
@@ -124,10 +123,10 @@ class Machine {
   void release(Block& block, unsigned warp, uint32_t mask);
   void release_complete(Block& block, unsigned warp);
   void release_barrier(Block& block);
-  void trace(Cell& cell, Lane& lane, int place, Access access, uint8_t bytes, const char* space);
-  bool conflicts(const Trace& trace, const Lane& lane, uint8_t bytes) const;
-  void add(Trace& trace, const Lane& lane, int place, uint8_t bytes) const;
-  Cell& shadow_of(uintptr_t word);
+  void trace(Cell& cell, Lane& lane, int place, Access access, const char* space);
+  bool conflicts(const Trace& trace, const Lane& lane) const;
+  void add(Trace& trace, const Lane& lane, int place) const;
+  Cell& shadow_of(uintptr_t unit);
   std::string everyone_waits(const Block& block) const;
 
   std::vector<Lane*> ready_;
@@ -138,7 +137,7 @@ class Machine {
   std::map<std::string, int> reports_;
   std::string fatal_;
   uint32_t serial_ = 0, first_serial_ = 1;
-  std::vector<Cell> shadow_;  // of global memory, a hash table of words
+  std::vector<Cell> shadow_;  // of global memory, a hash table of units
   size_t shadowed_ = 0;
   std::vector<uint64_t> entered_;  // each basic block, by all warps
 };

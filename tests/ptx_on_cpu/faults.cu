@@ -23,10 +23,15 @@ enum Fault {
   kMaskWithoutCaller,
   kShuffleFromOutside,
   kPastTheEnd,
+  kPastTheParameter,
+  kPastTheTensor,
   kNeverWritten,
+  kNeverWrittenTensor,
+  kNoBarrierAmongBytes,
   kPlainAdd,
   kReadsAnotherBlock,
   kMisaligned,
+  kDivisionByZero,
   kWaitsForever,
   kTooManyThreads,
   kTooManyRows,
@@ -36,14 +41,17 @@ struct Task {
   const unsigned* numbers;
   unsigned* total;
   unsigned* sums;  // of each block
+  unsigned more[2] = {};
 };
 
 template <int kFault>
 __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Task task) {
   __shared__ unsigned gathered[kWarps][32];
   __shared__ unsigned sums[kWarps];
+  __shared__ volatile uint8_t bytes[4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const unsigned number = task.numbers[blockIdx.x * kThreads + threadIdx.x];
+  const unsigned number =
+      task.numbers[kFault == kPastTheTensor ? gridDim.x * kThreads : blockIdx.x * kThreads + threadIdx.x];
   const bool odd = number % 2;
 
   if (kFault == kExitBeforeVote && number == 7) return;
@@ -62,6 +70,15 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ T
   const int count = __popc(votes) + (kFault == kNeverWritten);
   unsigned sum = 0;
   for (int i = 0; i < count; ++i) sum += gathered[warp][i];
+  if (kFault == kNoBarrierAmongBytes) {  // votes order no memory
+    if (threadIdx.x == 1) bytes[1] = number;
+    __ballot_sync(kAll, odd);
+    if (threadIdx.x == 2) bytes[2] = number;
+    __ballot_sync(kAll, odd);
+    if (threadIdx.x == 0) sum += bytes[1];
+  }
+  if (kFault == kPastTheParameter) sum += task.more[number];
+  if (kFault == kDivisionByZero) sum += 5 / number;
   if (kFault == kShuffleFromOutside && lane < 16) sum = __shfl_sync(0x0000ffffu, sum, 20);
   if (lane == 0) sums[warp] = sum;
 
@@ -77,6 +94,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ T
     *task.total += sum;
   else
     atomicAdd(task.total, sum);
+  if (kFault == kNeverWrittenTensor) sum += task.sums[blockIdx.x];
   task.sums[blockIdx.x] = sum;
   if (kFault == kReadsAnotherBlock && blockIdx.x > 0) task.sums[blockIdx.x] += task.sums[blockIdx.x - 1];
 }

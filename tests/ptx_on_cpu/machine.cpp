@@ -143,7 +143,7 @@ uint64_t Lane::meet(int at, uint32_t of_lanes, Combine how, uint64_t brought, ui
 
 void Lane::meet_block(int at) { machine.arrive_at_barrier(*this, at); }
 
-void Lane::report(const char* what) { machine.report(what, place); }
+void Lane::report(const char* what, int at) { machine.report(what, at); }
 
 // Launches
 
@@ -162,7 +162,7 @@ std::unique_ptr<Block> Machine::begin_block(uint64_t number, Triple grid, unsign
   block->visits.assign(threads * kernel->num_basic_blocks, 0);
   block->shared.resize(kernel->shared_bytes / 8 + 3);
   for (uint64_t& word : block->shared) word = random();
-  block->shadow.resize(kernel->shared_bytes / 4 + 1);
+  block->shadow.resize(kernel->shared_bytes / kernel->shared_unit + 1);
   block->lanes.assign(threads, {});
   block->fibers.clear();
   for (unsigned i = 0; i < threads; ++i) {

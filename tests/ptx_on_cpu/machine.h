@@ -46,7 +46,6 @@ struct Lane {
   // The host's address of what an instruction accesses, checked.
   template <typename Number, int kCount>
   char* reach(int place, Space space, Access access, uint64_t address) {
-    if (space == kParam) return reinterpret_cast<char*>(address);
     return reach(place, space, access, address, kCount * sizeof(Number));
   }
   char* reach(int place, Space space, Access access, uint64_t address, unsigned bytes);
@@ -55,7 +54,8 @@ struct Lane {
   uint64_t meet(int place, uint32_t mask, Combine combine, uint64_t word = 0, uint32_t b = 0, uint32_t c = 0);
   void meet_block(int place);
 
-  void report(const char* what);
+  void report(const char* what) { report(what, place); }
+  void report(const char* what, int place);
   uint64_t generic_address(uint64_t shared) const;
   uint64_t shared_address(uint64_t generic) const;
 };
@@ -63,15 +63,19 @@ struct Lane {
 struct Kernel {
   void (*run)(const char* parameter, Lane& lane);
   size_t parameter_bytes, shared_bytes;
-  unsigned most_threads;         // of a block
-  const char* const* places;     // in the source, of each instruction of the file
-  const uint32_t* basic_blocks;  // of each of the kernel's instructions
+  unsigned shared_unit, global_unit;  // bytes: every write there is of whole ones
+  unsigned most_threads;              // of a block
+  const char* const* places;          // in the source, of each instruction of the file
+  const uint32_t* basic_blocks;       // of each of the kernel's instructions
   size_t first_place, num_instructions, num_basic_blocks;
 };
 
 struct Registration {
   Registration(const char* mangled_name, const Kernel& kernel);
 };
+
+// What stands where nobody has written: NaN, or a large number. As torch's CPU allocator has it.
+constexpr uint64_t kJunk = 0x7fedbeef7fedbeefu;
 
 // Registers: read and written as any type, as PTX does.
 
@@ -88,6 +92,15 @@ To as(From from) {
     std::memcpy(&to, &word, sizeof(to));
     return to;
   }
+}
+
+// What a register holds at first.
+template <typename Register>
+Register unset() {
+  if constexpr (std::is_same_v<Register, bool>)
+    return true;
+  else
+    return as<Register>(kJunk);
 }
 
 // A narrower value is extended by its sign, if it has one.
@@ -112,6 +125,14 @@ void save(char* at, int i, Number number) {
 }
 
 // Instructions that C++ has no operator for, or another result at the edges.
+
+// Whatever NaN arithmetic gives on a CPU, a GPU's has one form; that of float64 is not told.
+template <typename Float>
+Float canonical(Float value) {
+  if constexpr (std::is_same_v<Float, float>)
+    if (value != value) return std::bit_cast<float>(0x7fffffffu);
+  return value;
+}
 
 template <typename Number>
 bool either_nan(Number a, Number b) {
@@ -148,17 +169,22 @@ auto wide(Number a) {
 
 template <typename Number>
 Number high_product(Number a, Number b) {
-  return static_cast<Number>((static_cast<__int128>(a) * b) >> (8 * sizeof(Number)));
+  using Wide = std::conditional_t<std::is_signed_v<Number>, __int128, unsigned __int128>;
+  return static_cast<Number>((static_cast<Wide>(a) * b) >> (8 * sizeof(Number)));
 }
 
-// Division by 0 gives some number on a GPU, and ends the program here.
+// Division by 0 gives some number on a GPU, and would end the program here.
 template <typename Number>
-Number quotient(Number a, Number b) {
-  return b ? a / b : static_cast<Number>(-1);
+Number quotient(Lane& lane, int place, Number a, Number b) {
+  if (b) return a / b;
+  lane.report("a division by 0", place);
+  return static_cast<Number>(-1);
 }
 template <typename Number>
-Number remainder(Number a, Number b) {
-  return b ? a % b : a;
+Number remainder(Lane& lane, int place, Number a, Number b) {
+  if (b) return a % b;
+  lane.report("a division by 0", place);
+  return a;
 }
 
 template <typename Number>
@@ -184,9 +210,16 @@ Word reverse(Word a) {
   return reversed;
 }
 
-template <typename Word>
-uint32_t highest_bit(Word a) {
-  return a ? 8 * sizeof(Word) - 1 - std::countl_zero(a) : ~0u;
+// Below 0 the highest bit that is not set.
+template <typename Number>
+uint32_t shift_of_highest_bit(Number a) {
+  const auto bits = static_cast<std::make_unsigned_t<Number>>(a < 0 ? ~a : a);
+  return bits ? std::countl_zero(bits) : ~0u;
+}
+template <typename Number>
+uint32_t highest_bit(Number a) {
+  const uint32_t shift = shift_of_highest_bit(a);
+  return shift == ~0u ? shift : 8 * sizeof(Number) - 1 - shift;
 }
 
 template <typename Number>
@@ -219,11 +252,12 @@ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t choice) {
   return result;
 }
 
-// NaN becomes 0, and what is out of range the nearest number that is not.
+// What is out of range becomes the nearest number that is not; NaN 0, or the highest bit where either type has 64.
 template <typename Integer, typename Float>
 Integer saturate(Float value) {
   using Limits = std::numeric_limits<Integer>;
-  if (value != value) return 0;
+  constexpr bool kWide = sizeof(Integer) == 8 || sizeof(Float) == 8;
+  if (value != value) return kWide ? static_cast<Integer>(uint64_t{1} << (8 * sizeof(Integer) - 1)) : 0;
   if (value <= static_cast<Float>(Limits::min())) return Limits::min();
   if (value >= static_cast<Float>(Limits::max())) return Limits::max();
   return static_cast<Integer>(value);

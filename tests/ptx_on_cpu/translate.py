@@ -27,22 +27,23 @@ PLAIN = {
     "fma.rn": "std::fma(a, b, c)", "sqrt.rn": "std::sqrt(a)", "neg.float": "-a",
     "abs": "a < 0 ? -a : a", "abs.float": "std::fabs(a)", "min": "least(a, b)", "max": "greatest(a, b)",
     "mul.wide": "wide(a) * wide(b)", "mad.wide": "wide(a) * wide(b) + c", "mul.hi": "high_product(a, b)",
-    "div": "quotient(a, b)", "rem": "remainder(a, b)",
+    "div": "quotient(lane, place, a, b)", "rem": "remainder(lane, place, a, b)",
     "and": "a & b", "or": "a | b", "xor": "a ^ b", "not": "~a", "not.pred": "!a",
     "shl": "shift_left(a, b)", "shr": "shift_right(a, b)", "shf.l.wrap": "funnel_left(a, b, c)",
     "shf.r.wrap": "funnel_right(a, b, c)", "popc": "std::popcount(a)", "clz": "std::countl_zero(a)",
-    "brev": "reverse(a)", "bfind": "highest_bit(a)", "bfind.shiftamt": "a ? std::countl_zero(a) : ~0u",
+    "brev": "reverse(a)", "bfind": "highest_bit(a)", "bfind.shiftamt": "shift_of_highest_bit(a)",
     "bfe": "bit_field(a, b, c)", "bfi": "insert_bits(a, b, c, d)", "prmt": "permute_bytes(a, b, c)",
     "selp": "c ? a : b", "copysign": "std::copysign(b, a)",
     # A cast between address spaces: shared memory alone has addresses of its own here.
     "cvta.global": "a", "cvta.to.global": "a", "cvta.local": "a", "cvta.to.local": "a", "cvta.param": "a",
     "cvta.shared": "lane.generic_address(a)", "cvta.to.shared": "lane.shared_address(a)",
 }  # fmt: skip
+ARITHMETIC = {"add", "sub", "mul", "div", "rcp", "fma", "sqrt", "min", "max"}
 WRAPS = {"add", "sub", "mul.lo", "mad.lo", "neg"}
 OPERAND_TYPES = {
     "shl": {"b": "u32"}, "shr": {"b": "u32"}, "shf.l.wrap": {"c": "u32"}, "shf.r.wrap": {"c": "u32"},
     "selp": {"c": "pred"}, "bfe": {"b": "u32", "c": "u32"}, "bfi": {"c": "u32", "d": "u32"},
-    "bfind": {"a": "unsigned"}, "bfind.shiftamt": {"a": "unsigned"}, "mad.wide": {"c": "wide"},
+    "mad.wide": {"c": "wide"},
 }  # fmt: skip
 # What an atomic leaves, of what was there and its operands.
 ATOMIC = {
@@ -124,6 +125,7 @@ class _Kernel:
         self.registers: dict[str, tuple[str, int]] = {}  # %r -> (type, how many)
         self.shared: dict[str, int] = {}  # name -> offset
         self.shared_bytes = 0
+        self.units = {"kShared": 4, "kGlobal": 4}  # bytes of the smallest number written there
         self.local: dict[str, str] = {}  # name -> declaration
         self.lines: list[str] = []
         self.first_place = len(places)
@@ -205,8 +207,9 @@ class _Kernel:
 
     def source(self) -> str:
         registers = "".join(
-            f"  {TYPES[kind]} {', '.join(f'{_variable(prefix)}{i} = 0' for i in (range(count) if count else ['']))};\n"
+            f"  auto {_variable(prefix)}{i} = unset<{TYPES[kind]}>();\n"
             for prefix, (kind, count) in self.registers.items()
+            for i in (range(count) if count else [""])
         )
         local = "".join(f"  {declaration}\n" for declaration in self.local.values())
         body = "\n".join(self.lines)
@@ -216,7 +219,8 @@ class _Kernel:
             f"  ++lane.visits[0];\n{body}\n}}\n"
             f"static const uint32_t basic_blocks_{identifier}[] = {{{', '.join(map(str, self.basic_blocks[:-1]))}}};\n"
             f'static const Registration registered_{identifier}("{self.name}", {{{identifier}, {self.parameter_bytes}, '
-            f"{self.shared_bytes}, {self.most_threads}, places, basic_blocks_{identifier}, {self.first_place}, "
+            f"{self.shared_bytes}, {self.units['kShared']}, {self.units['kGlobal']}, {self.most_threads}, places, "
+            f"basic_blocks_{identifier}, {self.first_place}, "
             f"{len(self.basic_blocks) - 1}, {self.basic_blocks[-1] + 1}}});\n"
         )
 
@@ -275,13 +279,15 @@ class _Kernel:
         if key not in PLAIN or not i.type or fuses:
             raise i.unknown()
         kind = "u" + i.type[1:] if key in WRAPS else i.type
-        own = {"unsigned": "u" + i.type[1:], "wide": f"{i.type[0]}{2 * _bits(i.type)}"}
+        own = {"wide": f"{i.type[0]}{2 * _bits(i.type)}"}
         given = OPERAND_TYPES.get(key, {})
         operands = "".join(
             f"const auto {letter} = {self.value(text, own.get(given.get(letter, kind), given.get(letter, kind)))}; "
             for letter, text in zip("abcd", i.operands[1:], strict=False)
         )
-        result = PLAIN[key]
+        result = PLAIN[key].replace("place", str(i.place))
+        if i.type.startswith("f") and i.name in ARITHMETIC:
+            result = f"canonical({result})"
         # C++ computes in int what is narrower.
         if (
             not i.type.startswith("f")
@@ -361,13 +367,17 @@ class _Kernel:
             value = value if to[0] == "f" else f"saturate<{TYPES[to]}>({value})"
         return self.store(i.operands[0], f"{TYPES[to]}({value})")
 
-    def memory(self, i: Instruction, more: set[str] = frozenset()) -> tuple[str, int]:
+    def memory(self, i: Instruction, more: set[str] = frozenset(), writes: bool = False) -> tuple[str, int]:
         """The space of a load, store or atomic and how many numbers it moves; other modifiers must be harmless."""
         spaces = [modifier for modifier in i.modifiers if modifier in SPACES]
         counts = [int(modifier[1]) for modifier in i.modifiers if modifier in ("v2", "v4")]
         if set(i.modifiers) - set(spaces) - {"v2", "v4"} - ORDERINGS - more or i.type not in TYPES:
             raise i.unknown()
-        return SPACES[spaces[0] if spaces else ""], counts[0] if counts else 1
+        space = SPACES[spaces[0] if spaces else ""]
+        if writes:
+            for written in self.units.keys() & {space} if space != "kGeneric" else self.units.keys():
+                self.units[written] = min(self.units[written], _bits(i.type) // 8)
+        return space, counts[0] if counts else 1
 
     def emit_ld(self, i: Instruction) -> str:
         space, count = self.memory(i)
@@ -378,7 +388,7 @@ class _Kernel:
         return f"{{ {at} {' '.join(loads)} }}"
 
     def emit_st(self, i: Instruction) -> str:
-        space, count = self.memory(i)
+        space, count = self.memory(i, writes=True)
         ctype = TYPES[i.type]
         at = f"char* at = lane.reach<{ctype}, {count}>({i.place}, {space}, kWrite, {self.address(i.operands[0])});"
         values = i.operands[1].strip("{}").split(",")
@@ -389,7 +399,7 @@ class _Kernel:
         operation = next((modifier for modifier in i.modifiers if modifier in ATOMIC), None)
         if operation is None or i.type.startswith("f"):
             raise i.unknown()
-        space, _ = self.memory(i, {operation})
+        space, _ = self.memory(i, {operation}, writes=True)
         ctype = TYPES[i.type]
         to, address, *values = i.operands if i.name == "atom" else ("_", *i.operands)
         operands = "".join(f"const {ctype} {n} = {self.value(v, i.type)}; " for n, v in zip("ab", values, strict=False))
