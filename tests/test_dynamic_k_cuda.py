@@ -223,11 +223,7 @@ def test_offsets_that_are_none_break_nothing(run, settings, offsets):
     of = scene((64, 64), (8,), objects=(3, 3, 3), seed=9)
     name, *arguments = arguments_of(of, settings, "jagged")
     arguments[4] = torch.tensor(offsets)
-    torch.use_deterministic_algorithms(True)  # new tensors hold the largest numbers: what nobody writes is seen
-    try:
-        owner, iou = run(name, *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    owner, iou = run(name, *arguments)
     assert ((owner >= -2) & (owner < 9)).all()
     assert ((iou >= 0) & (iou <= 1)).all()
 

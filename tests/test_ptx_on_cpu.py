@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from ptx_on_cpu.translate import translate
 
 pytestmark = pytest.mark.ptx
 
-HERE = Path(__file__).parent / "ptx_on_cpu"
 BLOCKS = 6
 JUNK = 0x7FEDBEEF  # as in new tensors
 WITH_ASAN = hasattr(ctypes.CDLL(None), "__asan_region_is_poisoned")  # which alone knows where tensors end
@@ -48,10 +47,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def machine():
-    path = ptx_on_cpu.build([HERE / "faults.cu"], Path(__file__).parents[1] / "build" / "ptx_on_cpu")
-    if path is None:
-        pytest.skip("no nvcc")
+def machine(nvcc):
+    path = ptx_on_cpu.build([ptx_on_cpu.HERE / "faults.cu"])
     machine, library = ptx_on_cpu.Library(path), ctypes.CDLL(str(path))
     library.run_fault.restype = ctypes.c_char_p
 
@@ -94,6 +91,15 @@ def test_counts_are_those_of_the_launches_since(machine, numbers):
     assert (few.launches, few.warps) == (many.launches, many.warps) == (1, 4 * BLOCKS)
     assert 20 * few.warps < few.instructions < many.instructions
     assert machine.counts() == {}
+
+
+def test_an_nvcc_that_is_promised_and_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda path: None)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    assert ptx_on_cpu.find_nvcc() is None
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
+    with pytest.raises(FileNotFoundError, match="CUDA_HOME=/nowhere: expected bin/nvcc in it"):
+        ptx_on_cpu.find_nvcc()
 
 
 PTX = """

@@ -12,10 +12,10 @@
 
 #include <string>
 
-// Where the kernels of a file are registered.
+// Where the kernels of a file are registered. MGASSIGN_PTX_ON_CPU is a name for them.
 #if defined(MGASSIGN_PTX_ON_CPU)
 #include <queue.h>
-#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign_ptx_on_cpu, CPU, m)
+#define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(MGASSIGN_PTX_ON_CPU, CPU, m)
 #else
 #define MGASSIGN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mgassign, CUDA, m)
 #endif

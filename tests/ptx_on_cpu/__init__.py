@@ -2,8 +2,9 @@
 
 nvcc compiles each file as for a GPU, except that ``Queue`` of csrc/cuda/common.cuh is the one of queue.h. Its host code
 is kept; its PTX becomes C++ (translate.py) for a machine of warps and blocks (machine.h, machine.cpp) that watches over
-races, barriers, masks, alignment and shared memory: whatever it finds is the ``RuntimeError`` of the operator that
-launched the kernel. The library registers ``torch.ops.mgassign_ptx_on_cpu.*`` for tensors in host memory.
+races, barriers, masks, alignment, bounds and what is read before it is written: whatever it finds is the
+``RuntimeError`` of the operator that launched the kernel. The library registers operators for tensors in host memory:
+``torch.ops.mgassign_ptx_on_cpu_90.*``, of compute capability 9.0.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
@@ -28,10 +30,10 @@ from mgassign import _library
 from ptx_on_cpu.translate import translate
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
-NAMESPACE = "mgassign_ptx_on_cpu"
+FOLDER = ROOT / "build" / "ptx_on_cpu"
 # As setup.py, with the places in the source told, for messages.
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-CUDA_FLAGS += ["-DMGASSIGN_PTX_ON_CPU", "-Xcompiler=-O1,-fPIC,-fvisibility=hidden"]
+CUDA_FLAGS += ["-Xcompiler=-O1,-fPIC,-fvisibility=hidden"]
 # Everything else: nvcc only calls its host compiler, and knows where CUDA's headers are.
 CXX_FLAGS = ["-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra,-Werror"]
 TRANSLATED_FLAGS = [
@@ -55,43 +57,65 @@ class Counts(NamedTuple):
 
 
 def find_nvcc() -> str | None:
+    """None where there is none and ``CUDA_HOME``, which would promise one, is not set."""
     home = os.environ.get("CUDA_HOME")
-    return (
-        (home and shutil.which(f"{home}/bin/nvcc")) or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    )
+    places = ([f"{home}/bin/nvcc"] if home else []) + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, places)), None)
+    if home and nvcc is None:
+        raise FileNotFoundError(f"CUDA_HOME={home}: expected bin/nvcc in it")
+    return nvcc
 
 
-def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | None:
-    """Compiles .cu files into one library in a folder, as far as it is not there already; None without nvcc.
+def namespace_of(arch: str) -> str:
+    return f"mgassign_ptx_on_cpu_{arch.replace('.', '')}"
+
+
+@contextmanager
+def junk_in_new_tensors() -> Iterator[None]:
+    """What torch allocates for a CPU holds kJunk of machine.h until somebody writes there."""
+    fills = ctypes.c_bool.in_dll(ctypes.CDLL("libc10.so"), "FLAGS_caffe2_cpu_allocator_do_junk_fill")
+    fills.value = True
+    try:
+        yield
+    finally:
+        fills.value = False
+
+
+def build(sources: Iterable[Path], arch: str = "9.0") -> Path:
+    """Compiles .cu files into one library in ``FOLDER``, as far as it is not there already.
 
     Args:
         sources: The files, host code and kernels.
-        folder: Where to; made if need be.
         arch: The compute capability to compile for.
 
     Raises:
+        FileNotFoundError: without nvcc.
         NotImplementedError: for PTX that is not known, see translate.py.
         subprocess.CalledProcessError: if something does not compile.
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        return None
+        raise FileNotFoundError("no nvcc")
     virtual = f"compute_{arch.replace('.', '')}"
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    registered = f"-DMGASSIGN_PTX_ON_CPU={namespace_of(arch)}"
+    # nvcc ends badly with a sanitizer preloaded, which is meant for the kernels.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    run_nvcc = partial(subprocess.run, env=environment, check=True)
+    version = run_nvcc([nvcc, "--version"], capture_output=True, text=True).stdout
     headers = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cuh")]
     include = [f"-I{HERE}", *(f"-isystem={path}" for path in include_paths())]
-    folder.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
 
     def make(name: str, inputs: list[Path], *arguments: str | Path) -> Path:
         """What nvcc makes of some files with some arguments, its PTX beside it; again only if something is new."""
         key = sha256("|".join([version, torch.__version__, *map(str, arguments)]).encode())
         for path in inputs:
             key.update(path.read_bytes())
-        made = folder / f"{Path(name).stem}-{key.hexdigest()[:16]}{Path(name).suffix}"
+        made = FOLDER / f"{Path(name).stem}-{key.hexdigest()[:16]}{Path(name).suffix}"
         if not made.exists():
-            with TemporaryDirectory(dir=folder) as work:
+            with TemporaryDirectory(dir=FOLDER) as work:
                 new = Path(work, name)
-                subprocess.run([nvcc, *map(str, arguments), "--keep", "--keep-dir", work, "-o", new], check=True)
+                run_nvcc([nvcc, *map(str, arguments), "--keep", "--keep-dir", work, "-o", new])
                 for path in Path(work).glob("*.ptx"):
                     path.replace(made.with_suffix(".ptx"))
                 new.replace(made)
@@ -99,10 +123,10 @@ def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | No
 
     def compile_file(source: Path) -> list[Path]:
         """The objects of a .cu file: its host code, and its kernels."""
-        flags = [*CUDA_FLAGS, *include, f"-arch={virtual}", f"-code={virtual}"]
+        flags = [*CUDA_FLAGS, registered, *include, f"-arch={virtual}", f"-code={virtual}"]
         host = make(f"{source.stem}.o", [source, HERE / "queue.h", *headers], *flags, "-c", source)
         translated = translate(host.with_suffix(".ptx"))
-        kernels = folder / f"{host.stem}-{sha256(translated.encode()).hexdigest()[:16]}.cpp"
+        kernels = FOLDER / f"{host.stem}-{sha256(translated.encode()).hexdigest()[:16]}.cpp"
         kernels.write_text(translated)
         flags = [*CXX_FLAGS, *TRANSLATED_FLAGS, include[0]]
         return [host, make(f"{source.stem}-kernels.o", [HERE / "machine.h"], *flags, "-c", kernels)]
@@ -111,17 +135,20 @@ def build(sources: Iterable[Path], folder: Path, arch: str = "9.0") -> Path | No
         own = [source, *sorted(HERE.glob("*.h"))]
         return [make(f"{source.stem}.o", own, *CXX_FLAGS, "-O2", include[0], "-c", source)]
 
-    with (folder / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (FOLDER / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one builds
         jobs = [pool.submit(compile_file, source) for source in sources]
         jobs += [pool.submit(compile_machine, source) for source in sorted(HERE.glob("*.cpp"))]
         objects = [path for job in jobs for path in job.result()]
         libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-        return make(f"{NAMESPACE}.so", [], "-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries)
+        return make(f"{namespace_of(arch)}.so", [], "-shared", "-cudart=none", "-Xlinker=-z,defs", *objects, *libraries)
 
 
 class Library:
     """A library that build() made, loaded."""
+
+    operators: Any
+    """Those of ``load_operators``."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
@@ -146,14 +173,14 @@ class Library:
 
 
 @cache
-def load_operators(folder: Path, arch: str = "9.0") -> Library | None:
-    """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas; once in a process."""
-    path = build(sorted((ROOT / "csrc/cuda").glob("*.cu")), folder, arch)
-    if path is None:
-        return None
-    definitions = torch.library.Library(NAMESPACE, "DEF")
+def load_operators(arch: str = "9.0") -> Library:
+    """Builds all of csrc/cuda and registers its operators, with mgassign's own schemas; once in a process for each
+    compute capability."""
+    library = Library(build(sorted((ROOT / "csrc/cuda").glob("*.cu")), arch))
+    definitions = torch.library.Library(namespace_of(arch), "DEF")
     for name in _library.OPERATORS:
         schema = str(getattr(torch.ops.mgassign, name).default._schema)
         definitions.define(schema.removeprefix("mgassign::"))
-    load_operators.definitions = definitions  # type: ignore[attr-defined]
-    return Library(path)
+    library.definitions = definitions  # which end with it
+    library.operators = getattr(torch.ops, namespace_of(arch))
+    return library
