@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import check_parity, ending
+from scenes import equal
 from test_anchors import BAD_BOXES, OBJECT_CASES, AnchorScene, anchor_scene, lay_anchors, scene_around
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
@@ -119,6 +120,23 @@ def test_an_overlap_that_is_subnormal(run):
     scene = AnchorScene(anchor, anchor[None], torch.zeros(1, 1, 2), [huge], [torch.tensor([0])])
     for low_quality in range(1, 4):
         assert match(run, scene, low_quality=low_quality).tolist() == [[0]]
+
+
+def test_a_label_of_no_class_counts_as_probability_0(run):
+    scene = anchor_scene(12, objects=(9,), least_label=0, **SMALL)
+    odd = torch.arange(9) % 2 == 1
+    rows, settings = (None, [9]), (None, 2.0, 0.5, 0.4, 1, 2**31 - 1, 0.5)
+    for activation, nothing in ((1, -torch.inf), (0, 0.0)):
+        classes = scene.probs.shape[2]
+        more = torch.nn.functional.pad(scene.probs, (0, 80), value=nothing)
+        boxes, labels = scene.gt_boxes[0], scene.gt_labels[0]
+        expected = torch.ops.mgassign.anchor_mutual_guidance_assign(
+            scene.anchors, scene.pred_boxes, more, boxes, labels.masked_fill(odd, classes), *rows, *settings, activation
+        )
+        for label in (classes, -3, 2**40, -(2**63)):
+            of = boxes, labels.masked_fill(odd, label)
+            found = run("anchor_mutual_guidance_assign", *scene[:3], *of, *rows, *settings, activation)
+            assert equal(found, expected), label
 
 
 @pytest.mark.parametrize("offsets", [[0, 9, 2, 9], [3, 1, 5, 4], [-5, 4, 2**60, 9], [0, 0, 0, 99]], ids=str)

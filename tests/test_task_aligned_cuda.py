@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, operands
 from mgassign import PointGrid, TaskAligned
-from scenes import GRIDS, STRIDES, Scene, scene, scene_of, scenes
+from scenes import GRIDS, Scene, scene, scene_of, scenes
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 from test_task_aligned import CASES, FOUR, SETTINGS, UNLIKELY
 
@@ -163,5 +163,5 @@ def test_any_scene_on_a_gpu(scene, of_settings):
 def test_grids(run):
     for seed, grid in enumerate(GRIDS):
         boxes = [torch.rand(9, 4, generator=torch.Generator().manual_seed(seed)).cumsum(1) * 30]
-        check(run, scene_of(grid, boxes, 3, torch.Generator().manual_seed(seed)), TaskAligned.ULTRALYTICS)
-    assert len(STRIDES) == 5
+        of = scene_of(grid, boxes, 3, torch.Generator().manual_seed(seed))
+        assert (check(run, of, TaskAligned.ULTRALYTICS) >= 0).any()
