@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _aims(scenarios: dict[str, Rows]) -> str:
                 peer = min(among, key=lambda name: rows[name]["ratio"]["median"])
                 found = rows[peer]["ratio"]["median"]
                 lines.append(f"| {aim} | {_number(found)} times ({PEERS[peer].about}) | {_yes(found >= least)} |")
-            elif name in scenarios:
+            elif scenarios.get(name, {}).keys() & ({whom} if whom in PEERS else {*_real_dynamic(PEERS)}):
                 lines.append(f"| {aim} | not measured | - |")
     for name in "BE":
         rows = {peer: row for peer, row in _measured(scenarios.get(name, {})).items() if row["extra_bytes"]}
@@ -190,7 +191,7 @@ def _measured(rows: Rows) -> Rows:
     return {name: row for name, row in rows.items() if "failed" not in row}
 
 
-def _real_dynamic(rows: Rows) -> list[str]:
+def _real_dynamic(rows: Iterable[str]) -> list[str]:
     return [name for name in rows if PEERS[name].dynamic and PEERS[name].packages]
 
 
