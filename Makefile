@@ -34,7 +34,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
+.PHONY: help demo train test test-ptx test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -71,6 +71,11 @@ runs/voc2007test: | $(photographs)
 side_by_side := -n auto --maxprocesses 8 --dist worksteal
 test: $(library) math  ## run the tests
 	@.venv/bin/python -m pytest $(side_by_side) $(ARGS)
+
+# The address sanitizer, which knows where each tensor ends, has to be there before Python is.
+test-ptx: $(library)  ## run the CUDA kernels without a GPU, every access within its tensor (wants nvcc)
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  .venv/bin/python -m pytest $(side_by_side) -m ptx $(ARGS)
 
 # The projects beside .venv, not in it: they bring other versions of what the project pins, and licences of their own.
 projects := build/projects/bin/python
@@ -157,7 +162,7 @@ cuda-toolkit: $(installed)  ## put CUDA 13's compiler into build/cuda
 	  $(foreach part,cuda-nvcc cuda-runtime cuda-cccl cuda-crt nvvm,'nvidia-$(part)==13.0.*')
 	@ln -sfn lib build/cuda/nvidia/cu13/lib64
 	@ln -sf libcudart.so.13 build/cuda/nvidia/cu13/lib/libcudart.so
-	@build/cuda/nvidia/cu13/bin/nvcc --version | tail -n 2
+	@build/cuda/nvidia/cu13/bin/nvcc --version
 
 clean:  ## remove all that the other targets made, .venv included
 	rm -rf .venv build dist demo runs/drawn runs/quick runs/photographs runs/voc2007test mgassign/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
