@@ -151,7 +151,8 @@ def cuda_sources() -> list[str]:
 def extensions() -> list[CppExtension]:
     cxx, link = CXX_FLAGS + STABLE_ABI, []
     if os.environ.get("MGASSIGN_SANITIZE") == "1":
-        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+        sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+        sanitizers += ["-fno-wrapv", "-fno-omit-frame-pointer", "-g"]  # Python's -fwrapv would allow what overflows
         cxx, link = cxx + sanitizers, sanitizers
     common = {"py_limited_api": True, "extra_link_args": link}
     cpu = ["csrc/library.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
