@@ -108,7 +108,7 @@ class ObjectBatch {
     rows_.offsets = gt_offsets ? gt_offsets->const_data_ptr<int64_t>() : nullptr;
     rows_.per_image = padded ? gt_boxes.size(1) : 0;
     rows_.listed = gt_counts.has_value();
-    if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes, true);
+    if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes);
     check(!padded || rows_.per_image <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31");
     largest_image_ = padded ? rows_.per_image : (gt_counts ? 0 : rows_.num_rows);
     for (size_t b = 1; b < listed_.size(); ++b) largest_image_ = std::max(largest_image_, listed_[b] - listed_[b - 1]);
