@@ -2,9 +2,10 @@
 
 Each peer works in a process of its own, in which mgassign's operator for the same job is timed in turn with it: one call
 of the one, one of the other, and so on. The ratio is that of each such pair, so what slows the machine down for a while
-slows both sides of a pair. Where the peer's call makes targets of the owners, too, so does mgassign's side. A call of less than a tenth of a second is made once more directly before the timed one,
-without being timed: each side finds its own data in the caches. CPU time, of all threads together, is told beside: on a busy
-machine it is the figure to compare, with --threads 1.
+slows both sides of a pair. Where the peer's call makes targets of the owners, too, so does mgassign's side. A call of less
+than a tenth of a second is made once more directly before the timed one, without being timed: each side finds its own data
+in the caches. CPU time, of all threads together, is told beside: on a busy machine it is the figure to compare, with
+--threads 1.
 
 A process may take MEMORY_LIMIT of memory and `--limit` seconds; one that wants more is a row that says so.
 

@@ -175,7 +175,7 @@ inline std::vector<int64_t> count_rows(const Tensor& gt_boxes, const std::option
   for (int64_t b = 0; b < images; ++b) {
     const int64_t count = gt_counts ? (*gt_counts)[b] : gt_boxes.size(1);
     check(count >= 0, "gt_counts: expected at least 0 in each image, got ", count, " in image ", b);
-    // Held to the largest number, which is no more the right one than their sum.
+    // Capped instead of overflowing: no tensor has so many rows, so check_rows refuses it all the same.
     offsets.push_back(std::min(offsets.back(), std::numeric_limits<int64_t>::max() - count) + count);
   }
   return offsets;

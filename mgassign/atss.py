@@ -32,10 +32,11 @@ def atss_assign(
 
     Zhang, Chi, Yao, Lei, Li: *Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
     Sample Selection* (CVPR 2020), algorithm 1, as MMDetection's ``ATSSAssigner`` has it. Each point has one square anchor,
-    ``anchor_scale`` strides wide; MMDetection's points begin at the image's corner, ``offset=0`` of a grid. An object's candidates are, of each level, the ``topk`` points nearest to its centre.
-    It takes those candidates whose anchor overlaps it by at least the mean plus the (unbiased) standard deviation of all
-    its candidates' overlaps, and that lie inside it by more than 0.01 pixels. A point that several objects take goes to
-    the highest overlap. Predictions have no say, so that the result is the same at every step.
+    ``anchor_scale`` strides wide; MMDetection's points begin at the image's corner, ``offset=0`` of a grid. An object's
+    candidates are, of each level, the ``topk`` points nearest to its centre. It takes those candidates whose anchor
+    overlaps it by at least the mean plus the (unbiased) standard deviation of all its candidates' overlaps, and that lie
+    inside it by more than 0.01 pixels. A point that several objects take goes to the highest overlap. Predictions have
+    no say, so that the result is the same at every step.
 
     Of equally near points those of lower index are candidates (MMDetection leaves that to ``torch.topk``), of equal
     overlaps the object of lower index has the point. An object with one candidate, on a grid of one point, gets none:

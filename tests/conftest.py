@@ -63,8 +63,9 @@ def coco_boxes_file(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture
-def fresh_compiler():
-    """A compiler that has compiled nothing yet."""
+def fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A compiler that has compiled nothing yet, in no earlier run either."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch.compiler.reset()
     yield
     torch.compiler.reset()

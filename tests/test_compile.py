@@ -232,6 +232,7 @@ def test_exports_with_a_changing_number_of_objects():
         assert equal(program.module()(*arguments(count)), Assigner()(*arguments(count)))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_what_exports_runs_packaged(tmp_path):
     class Assigner(torch.nn.Module):
         def forward(self, pred_boxes, pred_logits, gt_boxes, gt_labels):

@@ -56,6 +56,8 @@ for pair in "${pairs[@]}"; do
   if [[ $status != 0 ]]; then
     failed=1
     grep -E '^(FAILED|ERROR)|^E  |[Ee]rror' "$log" | head -n 40
+  else
+    rm -rf "$folder"  # gigabytes; one that failed stays, to be looked at
   fi
   table+="$(printf '%-14s installed %4d s, tested %4d s: %s' "$pair" "$spent" $((SECONDS - started - spent)) "$told")"$'\n'
 done
