@@ -129,7 +129,8 @@ sdist: $(installed)  ## build the source distribution into dist, and from it a w
 	@rm -f dist/mgassign-*.tar.gz
 	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
-	@cd build/sdist && MGASSIGN_CUDA=0 $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
+	@cd build/sdist && export MGASSIGN_CUDA=0 && \
+	  $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
 	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed --pyargs mgassign tests -p no:cacheprovider $(side_by_side) \
 	    --quick -m "not slow and not ptx" $(ARGS)
 	@ls -l dist/mgassign-*.tar.gz
