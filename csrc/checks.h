@@ -282,9 +282,9 @@ inline void check_anchors(const Tensor& anchors, const Tensor& gt_boxes) {
 }
 
 // Overlaps from which on a point is positive, and no background.
-inline void check_thresholds(double high, double low, const char* name_high, const char* name_low) {
-  check(static_cast<float>(low) > 0 && high <= 1 && low <= high, name_low, ", ", name_high,
-        ": expected numbers above 0, at most 1, the first at most the second, got ", low, " and ", high);
+inline void check_thresholds(double high, double low) {
+  check(static_cast<float>(low) > 0 && high <= 1 && low <= high,
+        "low, high: expected numbers above 0, at most 1, the first at most the second, got ", low, " and ", high);
 }
 
 // What becomes of an object's best anchors in max_iou_assign: nothing; each goes to its own best object; each goes to

@@ -62,7 +62,7 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
 
   // The same for anchors [A, 4], which take the points' place
   m.def("anchor_mutual_guidance_assign(Tensor anchors, Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, "
-        "Tensor gt_labels, " MGASSIGN_OBJECTS ", Tensor? wanted, float sigma, float positive, float ignore, "
+        "Tensor gt_labels, " MGASSIGN_OBJECTS ", Tensor? wanted, float sigma, float high, float low, "
         "SymInt min_points, SymInt max_points, float ignore_share, int activation)"
         " -> (Tensor cls, Tensor loc, Tensor original, Tensor num_points, Tensor iou)");
 

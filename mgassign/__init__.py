@@ -1,7 +1,11 @@
-"""Label assignment for dense object detectors: Mutual Guidance, FCOS's, task-aligned, SimOTA, on CPU and CUDA."""
+"""Label assignment for dense object detectors, as torch operators on CPU and CUDA.
+
+Mutual Guidance, FCOS, task alignment, SimOTA, soft labels, ATSS, max-IoU.
+"""
 
 import torch.serialization
 
+from . import draw as draw
 from ._objects import IGNORE
 from .anchors import AnchorAssignment, anchor_mutual_guidance_assign, max_iou_assign
 from .assign import Assignment, OriginalAssignment, fcos_assign, mutual_guidance_assign

@@ -101,6 +101,8 @@ def pack_quota(
     if isinstance(num_points, int) and not isinstance(num_points, bool):
         _checks.count("num_points", num_points, at_most=limit)
         return None, max(min_points, num_points), max(min_points, num_points)
+    if not isinstance(num_points, (Tensor, list, tuple)):
+        raise TypeError(f"num_points: expected an int, a list of tensors or a tensor, got {type(num_points).__name__}")
     return pack_counts("num_points", num_points, boxes), min_points, max(min_points, max_points)
 
 
@@ -146,14 +148,13 @@ def pack(
     counts = []
     for b, of_image in enumerate(objects):
         # The names are only made where there is something to say: this runs for every image of every step.
-        shape = of_image.shape if type(of_image) is Tensor else ()
+        shape = of_image.shape if type(of_image) is Tensor and of_image.layout is torch.strided else ()
         if not shape or shape[1:] != tail or of_image.dtype not in dtypes or of_image.device != like.device:
             _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
             _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))
             shape = of_image.shape  # of a subclass of Tensor
         counts.append(shape[0])
     values = objects[0] if len(objects) == 1 else torch.cat(objects)
-    _checks.dense(name, values)  # once for all: of sparse tensors one comes that is, too
     return Packed(_dense(values, dtype), None, counts, len(counts))
 
 

@@ -122,8 +122,8 @@ def anchor_mutual_guidance_assign(
     gt_labels: Objects,
     *,
     sigma: float = 2.0,
-    positive: float = 0.5,
-    ignore: float = 0.4,
+    high: float = 0.5,
+    low: float = 0.4,
     min_points: int = 1,
     num_points: int | Objects | None = None,
     ignore_share: float = 0.5,
@@ -133,7 +133,7 @@ def anchor_mutual_guidance_assign(
 
     Zhang, Fromont, Lefèvre, Avignon: *Localize to Classify and Classify to Localize: Mutual Guidance in Object
     Detection* (ACCV 2020), section 3. The original strategy gives an object the anchors that overlap no other one more
-    and it by at least ``positive``, N_g of them, and ignores those between ``ignore`` and ``positive``. For
+    and it by at least ``high``, N_g of them, and ignores those between ``low`` and ``high``. For
     **classification** an object gets the N_g anchors whose predicted boxes overlap it most, and as many as were ignored
     come after them: their owner is -2. For **localization** it gets the N_g anchors of highest
     ``iou ** ((sigma - p) / sigma)``: their overlap, amplified by the predicted probability p of its class.
@@ -157,11 +157,11 @@ def anchor_mutual_guidance_assign(
             background becomes -2: in ``cls`` where a predicted box has ``ignore_share`` of its own area inside one,
             in ``original`` and ``loc`` where an anchor has.
         sigma: How strongly the score amplifies the overlap: above 1, less for larger values.
-        positive: The overlap from which on an anchor is its object's, at most 1.
-        ignore: The overlap below which it is background, above 0, at most ``positive``.
+        high: The overlap from which on an anchor is its object's, at most 1.
+        low: The overlap below which it is background, above 0, at most ``high``.
         min_points: Raises N_g to at least this for every valid object. N_g never exceeds A.
         num_points: What takes the place of the original strategy's N_g: a number for all objects, or integers of their
-            own in the objects' form or as a tensor [N]. Below 0 counts as 0.
+            own in the objects' form or as a tensor [N]; of those, below 0 counts as 0.
         ignore_share: How much of its area a box must have inside a region to be ignored, above 0, at most 1.
         activation: ``"sigmoid"`` for logits, ``"none"`` when ``pred_logits`` holds probabilities already.
 
@@ -186,8 +186,8 @@ def anchor_mutual_guidance_assign(
         anchors.shape[0], pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels, like=anchors
     )
     _checks.number("sigma", sigma, above=1)
-    _checks.number("positive", positive, above=0, at_most=1)
-    _checks.number("ignore", ignore, above=0, at_most=positive)
+    _checks.number("high", high, above=0, at_most=1)
+    _checks.number("low", low, above=0, at_most=high)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
     _checks.choice("activation", activation, ("sigmoid", "none"))
     quota = pack_quota(num_points, boxes, min_points, _checks.LARGEST_COUNT)
@@ -203,8 +203,8 @@ def anchor_mutual_guidance_assign(
             boxes.counts,
             quota[0],
             sigma,
-            positive,
-            ignore,
+            high,
+            low,
             *quota[1:],
             ignore_share,
             1 if activation == "sigmoid" else 0,

@@ -94,7 +94,7 @@ def mutual_guidance_assign(
         level_gate: Whether localization keeps to the levels made for an object's size.
         min_points: Raises N_g to at least this for every valid object. N_g never exceeds P.
         num_points: What takes the place of the original strategy's N_g: a number for all objects (1 for one-to-one
-            heads), or integers of their own in the objects' form or as a tensor [N]. Below 0 counts as 0.
+            heads), or integers of their own in the objects' form or as a tensor [N]; of those, below 0 counts as 0.
         inside: Whether a point must lie strictly inside the object whose class it learns: for heads with one set of
             positives.
         ignore_share: How much of its area a predicted box must have inside a region to be ignored, above 0, at most 1.
@@ -158,7 +158,9 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
     Args:
         grid: Where the P points lie.
         gt_boxes: The objects' boxes xyxy in pixels, floating point, in one of the forms
-            :func:`mutual_guidance_assign` takes. Without labels padding is known by boxes that are none (zeros, say).
+            :func:`mutual_guidance_assign` takes. Without labels padding is known by boxes that are none (zeros, say), and
+            every other box is an object: regions to be ignored are left out, or left to ``original`` of
+            :func:`mutual_guidance_assign`, which marks their points.
         center_radius: Half the side of the central box, in strides. 0: the whole box.
 
     Returns:

@@ -26,8 +26,8 @@ _HINTS: dict[Reason, str] = {
     "too thin": "it falls between the points, or at most touches some: {size}, finest spacing {spacing}",
     "off level": "points lie inside it, none on a level whose range holds its size: {size}, ranges {ranges}",
     "off center": "points of its level lie inside it, none in its central box: {size}, center_radius {radius:g}",
-    "taken": "its points are all other objects': {size}; min_points or num_points give it others",
-    "not predicted": "points were free, but no prediction stood for it: {size}",
+    "taken": "its points are all other objects': {size}; where the assigner takes them, min_points or num_points give it others",
+    "not predicted": "points were free, but the assigner chose none for it: {size}: no prediction (ATSS: no anchor) fits it",
 }
 
 _AT_ONCE = 64  # objects whose points are looked at together
@@ -71,7 +71,7 @@ def unassigned(
     Args:
         grid: Where the P points lie.
         owner: Each point's object by its index within its image, int64 [B, P]: ``cls``, ``loc`` or ``original`` of an
-            :class:`Assignment`, ``owner`` of a :class:`TaskAlignedAssignment`.
+            :class:`Assignment`, ``owner`` of what the other assigners of points return.
         gt_boxes: The objects' boxes in the form they were assigned in.
         gt_labels: Their labels, in the same form, to leave out padding (-1) and regions (-2). Without labels boxes of
             zeros are left out.

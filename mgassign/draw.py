@@ -1,4 +1,4 @@
-"""Draws assignments over images with matplotlib: ``pip install "mgassign[draw]"``.
+"""Draws assignments over images with matplotlib, which is not installed with mgassign: ``pip install matplotlib``.
 
     from mgassign import draw
 
@@ -82,8 +82,10 @@ def assignment(
         TypeError, ValueError: if an argument's type, shape or value is not as above.
     """
     owners = _owners(found, fields)
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"index: expected an int, got {type(index).__name__}")
     if axes is None:
-        axes = _new_axes(image, places)
+        axes = _new_axes(image, places, scale)
     if image is not None:
         picture(axes, image)
     if gt_boxes is not None:
@@ -119,7 +121,7 @@ def points(
 
     _checks.choice("color", color, ("field", "object", "level"))
     centers, radii, levels = _dots(places)
-    centers = centers * torch.tensor(scale, device="cpu")
+    centers = centers * _scale(scale)
     radii = radii * (size * min(scale))
     drawn, owned = [], {}
     for name, owner in owners.items():
@@ -176,7 +178,7 @@ def boxes(
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
     shadow = [patheffects.Stroke(linewidth=3, foreground="black", alpha=0.5), patheffects.Normal()]
     tag = {"facecolor": "#1c1f26", "edgecolor": "none", "alpha": 0.7, "pad": 1.5}
-    corners = gt_boxes.detach().cpu().float() * torch.tensor(scale, device="cpu").repeat(2)
+    corners = gt_boxes.detach().cpu().float() * _scale(scale).repeat(2)
     texts = [str(g) for g in range(len(corners))] if names is None else list(names)
     if texts and len(texts) != len(corners):
         raise ValueError(f"names: expected one for each of {len(corners)} boxes, got {len(texts)}")
@@ -218,6 +220,8 @@ def legend(axes: Axes, fields: Sequence[str], **settings: Any) -> None:
     """Says below the picture what the colours of these fields mean; ``settings`` are those of ``Axes.legend``."""
     from matplotlib.lines import Line2D
 
+    if isinstance(fields, str):
+        raise TypeError(f"fields: expected a list of names, got {fields!r}")
     dots = [
         Line2D(
             [],
@@ -246,6 +250,8 @@ def _owners(found: Any, fields: Sequence[str] | None) -> dict[str, Tensor]:
         owners = dict(sorted(named, key=lambda item: list(COLORS).index(item[0])))
     else:
         raise TypeError(f"found: expected an assignment or a tensor, got {type(found).__name__}")
+    if isinstance(fields, str):
+        raise TypeError(f"fields: expected a list of names, got {fields!r}")
     if fields is not None:
         missing = [name for name in fields if name not in owners]
         if missing:
@@ -289,16 +295,29 @@ def _pixels(image: Any) -> tuple[Any, tuple[float, float]]:
         image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
         image = (image.permute(1, 2, 0) if first in (1, 3) else image).expand(-1, -1, 3).numpy()
     if hasattr(image, "shape"):
+        if len(image.shape) < 2 or (len(image.shape) == 3 and image.shape[2] not in (1, 3, 4)):
+            raise ValueError(f"image: expected an array [H, W, 3], got {list(image.shape)}")
         return image, (int(image.shape[0]), int(image.shape[1]))
+    if not hasattr(image, "size"):
+        raise TypeError(f"image: expected a tensor, an array or a picture of PIL, got {type(image).__name__}")
     width, height = image.size
     return image, (int(height), int(width))
 
 
-def _new_axes(image: Any, places: Places) -> Axes:
+def _scale(scale: Any) -> Tensor:
+    """Pixels of the picture to one of the grid, x and y [2]."""
+    if not isinstance(scale, (tuple, list)) or len(scale) != 2:
+        raise TypeError(f"scale: expected two numbers (x, y), got {scale!r}")
+    for axis, factor in zip("xy", scale, strict=True):
+        _checks.number(f"scale, {axis}", factor, above=0)
+    return torch.tensor(scale, dtype=torch.float32, device="cpu")
+
+
+def _new_axes(image: Any, places: Places, scale: Any) -> Axes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('mgassign.draw needs matplotlib: pip install "mgassign[draw]"') from error
+        raise ImportError("mgassign.draw needs matplotlib: pip install matplotlib") from error
     if image is not None:
         _, (height, width) = _pixels(image)
     elif isinstance(places, PointGrid):
@@ -308,6 +327,9 @@ def _new_axes(image: Any, places: Places) -> Axes:
         _checks.tensor("places", places)
         _checks.shape("places", places, ("A", 4))
         width, height = torch.cat([places[:, 2:].detach().cpu(), torch.ones(1, 2, device="cpu")]).amax(0).tolist()
+    if image is None:
+        x, y = _scale(scale).tolist()
+        height, width = height * y, width * x
     figure = Figure(figsize=(8, 8 * height / width))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

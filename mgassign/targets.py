@@ -41,26 +41,32 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     tensor([[ 7, -1,  8],
             [-1,  9, -1]])
     """
-    _checks.tensor("owner", owner, dtypes=(torch.int64,))
-    _checks.shape("owner", owner, ("B", "P"))
     if not isinstance(fill, (bool, int, float)):
         raise TypeError(f"fill: expected a number, got {type(fill).__name__}")
+    return take_named("objects", owner, objects, fill)
+
+
+def take_named(name: str, owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
+    """:func:`take`, for a caller that has another name for the objects."""
+    _checks.tensor("owner", owner, dtypes=(torch.int64,))
+    _checks.shape("owner", owner, ("B", "P"))
     num_images = owner.shape[0]
     if isinstance(objects, Tensor):
         if objects.device != owner.device:
-            raise ValueError(f"objects: expected device {owner.device} like owner, got {objects.device}")
+            raise ValueError(f"{name}: expected device {owner.device} like owner, got {objects.device}")
         if objects.is_nested:
-            return _take_jagged(owner, objects, fill)
-        _checks.shape("objects", objects, (num_images, "G", *objects.shape[2:]))
+            return _take_jagged(name, owner, objects, fill)
+        _checks.dense(name, objects)
+        _checks.shape(name, objects, (num_images, "G", *objects.shape[2:]))
         return _take_rows(owner, [objects.flatten(0, 1)], _every(objects.shape[1], owner), objects.shape[1], fill)
     if not isinstance(objects, (list, tuple)):
-        raise TypeError(f"objects: expected a list of tensors or a tensor, got {type(objects).__name__}")
+        raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
     if len(objects) != num_images:
-        raise ValueError(f"objects: expected one tensor per image ({num_images}), got {len(objects)}")
+        raise ValueError(f"{name}: expected one tensor per image ({num_images}), got {len(objects)}")
     if not objects:
         return torch.empty_like(owner)
     for b, of_image in enumerate(objects):
-        _check_image(f"objects[{b}]", of_image, objects[0], owner)
+        _check_image(f"{name}[{b}]", of_image, objects[0], owner)
     # All images made equally long, so that an image's first row follows from its number: the rows' numbers would have
     # to be sent to the GPU, which waits for it.
     counts = [of_image.shape[0] for of_image in objects]
@@ -98,14 +104,14 @@ def centerness(ltrb: Tensor) -> Tensor:
     return (ratio[0] * ratio[1]).nan_to_num_(nan=0.0).abs_().sqrt_()
 
 
-def _take_jagged(owner: Tensor, objects: Any, fill: float) -> Tensor:
+def _take_jagged(name: str, owner: Tensor, objects: Any, fill: float) -> Tensor:
     if objects.layout != torch.jagged:
-        raise ValueError(f"objects: expected a nested tensor of layout torch.jagged, got {objects.layout}")
+        raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged, got {objects.layout}")
     if objects.shape[0] != owner.shape[0]:
-        raise ValueError(f"objects: expected one part per image ({owner.shape[0]}), got {objects.shape[0]}")
+        raise ValueError(f"{name}: expected one part per image ({owner.shape[0]}), got {objects.shape[0]}")
     # Images must differ in the second dimension, where their objects lie.
     values, offsets, lengths = objects.values(), objects.offsets(), objects.lengths()
-    _checks.shape("objects.values()", values, ("N", *objects.shape[2:]))
+    _checks.shape(f"{name}.values()", values, ("N", *objects.shape[2:]))
     counts = offsets.diff() if lengths is None else lengths  # with lengths there are holes between the images
     return _take_rows(owner, [values], offsets[:-1, None], counts, fill)
 
@@ -128,8 +134,9 @@ def _check_image(name: str, value: Any, like: Tensor, owner: Tensor) -> None:
     """A part of a list: of the first part's dtype and further dimensions, where the owners are."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    _checks.dense(name, value)
     if value.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype} like objects[0], got {value.dtype}")
+        raise TypeError(f"{name}: expected {like.dtype} like the first, got {value.dtype}")
     if value.device != owner.device:
         raise ValueError(f"{name}: expected device {owner.device} like owner, got {value.device}")
     if value.dim() == 0:

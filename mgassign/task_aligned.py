@@ -11,7 +11,7 @@ from . import _checks, _library
 from ._objects import Objects, lists_run_eagerly, pack_quota, pack_scene
 from .points import PointGrid
 from .settings import MOST_CHOSEN, TaskAligned
-from .targets import take
+from .targets import take_named
 
 __all__ = ["TaskAlignedAssignment", "dense_scores", "task_aligned_assign"]
 
@@ -125,11 +125,13 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     Args:
         owner: Each point's object by its index within its image, int64 [B, P]; below 0 for none.
         target: What the point is to learn for its object's class, floating point [B, P].
-        gt_labels: The objects' classes, in any form that :func:`task_aligned_assign` takes.
+        gt_labels: The objects' classes, in any form that :func:`task_aligned_assign` takes. One below 0 or of at least
+            ``num_classes`` has no column: its points get zeros, without an error.
         num_classes: C, at least 1.
 
     Returns:
-        [B, P, C] of ``target``'s dtype, 0 but for the class of the point's object.
+        [B, P, C] of ``target``'s dtype, 0 but for the class of the point's object. Points of owner -2 have zeros, too:
+        a loss is to leave them out.
 
     Raises:
         TypeError, ValueError: if an argument's type, dtype, shape, device or value is not as above.
@@ -147,7 +149,9 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     elif isinstance(gt_labels, (list, tuple)):
         for b, of_image in enumerate(gt_labels):
             _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
-    labels = take(owner, gt_labels).long()
+    labels = take_named("gt_labels", owner, gt_labels).long()
+    if labels.dim() != 2:
+        raise ValueError(f"gt_labels: expected one number per object, got shape {list(labels.shape[2:])} for each")
     # Points that have no class write a 0 over a 0: no shape depends on values, and nothing waits for them.
     has_class = (owner >= 0) & (labels >= 0) & (labels < num_classes)
     column, value = labels.where(has_class, 0), target.where(has_class, 0)

@@ -138,8 +138,8 @@ GUIDANCE = [
     {},
     {"sigma": 1.25, "min_points": 0},
     {"num_points": 3, "ignore_share": 0.9},
-    {"num_points": 100, "sigma": 6.0},  # more than reach `positive` or even `ignore`
-    {"positive": 0.7, "ignore": 0.2, "min_points": 7},
+    {"num_points": 100, "sigma": 6.0},  # more than reach `high` or even `low`
+    {"high": 0.7, "low": 0.2, "min_points": 7},
 ]
 
 
@@ -334,7 +334,7 @@ def test_errors(changed, message):
         (4, [torch.tensor([0, 1, 2])], {}, r"gt_labels: expected a label in \[0, 2\).* for object 2 of image 0, got 2"),
         (0, None, {}, "anchors: expected a tensor"),
         (1, torch.zeros(1, 5, 4), {"sigma": 1.0}, "sigma: expected a finite number above 1"),
-        (1, torch.zeros(1, 5, 4), {"ignore": 0.6}, "ignore: expected a finite number above 0, at most 0.5, got 0.6"),
+        (1, torch.zeros(1, 5, 4), {"low": 0.6}, "low: expected a finite number above 0, at most 0.5, got 0.6"),
         (1, torch.zeros(1, 5, 4), {"min_points": -1}, "min_points: expected at least 0"),
         (1, torch.zeros(1, 5, 4), {"num_points": [torch.ones(2, dtype=torch.int64)]}, "num_points: expected as many"),
     ],

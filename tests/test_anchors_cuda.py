@@ -40,10 +40,8 @@ def match(run, scene, form="list", high=0.5, low=0.4, low_quality=1, min_iou=0.0
     return check_parity(run, "max_iou_assign", scene.anchors, boxes, classes if labels else None, *rows, *settings)[0]
 
 
-def guide(
-    run, scene, form="list", wanted=None, sigma=2.0, positive=0.5, ignore=0.4, least=1, most=2**31 - 1, activation=0
-):
-    settings = (wanted, sigma, positive, ignore, least, most, 0.5, activation)
+def guide(run, scene, form="list", wanted=None, sigma=2.0, high=0.5, low=0.4, least=1, most=2**31 - 1, activation=0):
+    settings = (wanted, sigma, high, low, least, most, 0.5, activation)
     return check_parity(run, "anchor_mutual_guidance_assign", *scene[:3], *objects_of(scene, form), *settings)
 
 
@@ -61,11 +59,11 @@ def test_mutual_guidance(run, scene):
     assert (guide(run, scene)[1] >= 0).any()
     guide(run, scene, sigma=1.25, least=0, activation=1)
     guide(run, scene, least=3, most=3)
-    guide(run, scene, positive=0.7, ignore=0.1)
+    guide(run, scene, high=0.7, low=0.1)
 
 
 def test_points_to_be_ignored(run):
-    found = guide(run, anchor_scene(10, objects=(12,), **SMALL), positive=0.7, ignore=0.1)
+    found = guide(run, anchor_scene(10, objects=(12,), **SMALL), high=0.7, low=0.1)
     assert all((owner == -2).any() for owner in (found[0], found[2]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,6 +128,12 @@ def test_without_objects_and_with_boxes_that_are_none():
     assert len(axes.patches) == 0
 
 
+def test_without_an_image_the_axes_hold_all_points_of_any_scale():
+    axes = draw.assignment(owner_of(), GRID, scale=(2.0, 3.0))
+    assert axes.get_xlim() == (0, 2 * 96)
+    assert axes.get_ylim() == (3 * 64, 0)
+
+
 @pytest.mark.parametrize(
     ("error", "told", "arguments"),
     [
@@ -134,9 +141,15 @@ def test_without_objects_and_with_boxes_that_are_none():
         (ValueError, r"owner: expected shape \[B, P\]", {"found": torch.zeros(4, dtype=torch.int64)}),
         (ValueError, "fields: expected some of 'owner', got 'cls'", {"fields": ["cls"]}),
         (ValueError, "index: expected one of 1 images, got 1", {"index": 1}),
+        (TypeError, "index: expected an int, got NoneType", {"index": None}),
+        (TypeError, "fields: expected a list of names, got 'owner'", {"fields": "owner"}),
+        (TypeError, r"scale: expected two numbers \(x, y\), got 2.0", {"scale": 2.0}),
+        (ValueError, "scale, y: expected a finite number above 0, got 0.0", {"scale": (1.0, 0.0)}),
         (ValueError, "color: expected", {"color": "red"}),
         (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(2, 64, 96)}),
         (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(64, 96)}),
+        (ValueError, r"image: expected an array \[H, W, 3\], got \[3, 64, 96\]", {"image": np.zeros((3, 64, 96))}),
+        (TypeError, "image: expected a tensor, an array or a picture of PIL, got str", {"image": "x.png"}),
         (ValueError, "names: expected one for each of 1 boxes, got 2", {"names": ["a", "b"]}),
         (ValueError, r"places: expected shape \[A, 4\]", {"places": torch.zeros(3, 2)}),
         (TypeError, "places: expected a tensor, got list", {"places": [[1.0] * 4]}),
@@ -157,4 +170,4 @@ def test_what_few_need_is_imported_by_the_first_call_alone():
 def test_without_matplotlib_it_says_what_to_install():
     code = "import sys; sys.modules['matplotlib.figure'] = None\nimport torch; from mgassign import PointGrid, draw\n"
     code += "draw.assignment(torch.full((1, 1), -1), PointGrid.for_image((8, 8), (8,)))"
-    assert 'ImportError: mgassign.draw needs matplotlib: pip install "mgassign[draw]"' in python("-c", code).stderr
+    assert "ImportError: mgassign.draw needs matplotlib: pip install matplotlib" in python("-c", code).stderr

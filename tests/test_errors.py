@@ -147,7 +147,11 @@ ASSIGN_ERRORS = {
     ),
     "a list of sparse boxes": (
         {"gt_boxes": [of_image.to_sparse() for of_image in BOXES]}, TypeError,
-        "gt_boxes: expected a dense tensor, got torch.sparse_coo",
+        "gt_boxes[0]: expected a dense tensor, got torch.sparse_coo",
+    ),
+    "a list of dense and sparse boxes": (
+        {"gt_boxes": [BOXES[0], BOXES[1].to_sparse()]}, TypeError,
+        "gt_boxes[1]: expected a dense tensor, got torch.sparse_coo",
     ),
     "boxes that say they are xywh": (
         {"gt_boxes": [BoundingBoxes(torch.rand(2, 4), format="XYWH", canvas_size=(64, 64)), BOXES[1]]}, ValueError,
@@ -176,8 +180,8 @@ ASSIGN_ERRORS = {
     "ignore_share NaN": ({"ignore_share": math.nan}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got nan"),
     "ignore_share that rounds to 0": ({"ignore_share": 1e-60}, ValueError, "ignore_share: expected a number above 0, at most 1"),
     "negative num_points": ({"num_points": -1}, ValueError, "num_points: expected at least 0, less than 2^31, got -1"),
-    "num_points a float": ({"num_points": 1.5}, TypeError, "num_points: expected a list of tensors or a tensor, got float"),
-    "num_points a bool": ({"num_points": True}, TypeError, "num_points: expected a list of tensors or a tensor, got bool"),
+    "num_points a float": ({"num_points": 1.5}, TypeError, "num_points: expected an int, a list of tensors or a tensor, got float"),
+    "num_points a bool": ({"num_points": True}, TypeError, "num_points: expected an int, a list of tensors or a tensor, got bool"),
     "num_points of floats": ({"num_points": torch.ones(3)}, TypeError, "num_points: expected an integer tensor, got torch.float32"),
     "num_points too few": ({"num_points": torch.ones(2).long()}, ValueError, "num_points: expected shape [3], got [2]"),
     "num_points of another form": (

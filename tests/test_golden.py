@@ -204,7 +204,7 @@ CALLS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "anchors": lambda: guided(mixed()),
     "anchors, crowded": lambda: guided(crowded(), sigma=1.25, num_points=20),
     "anchors, tied": lambda: guided(tied(), min_points=7),
-    "anchors, odd values": lambda: guided(odd(), positive=0.7, ignore=0.2),
+    "anchors, odd values": lambda: guided(odd(), high=0.7, low=0.2),
     "anchors, regions": lambda: guided(regions(), ignore_share=0.25),
     "atss": lambda: atss(mixed()),
     "atss, crowded": lambda: atss(crowded(), topk=25, anchor_scale=5),

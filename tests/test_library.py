@@ -59,7 +59,7 @@ def calls(requires_grad: bool):
     yield "atss_assign", (*padded, None, None), of_grid
     anchors = pred_boxes[0].detach().requires_grad_(requires_grad)
     matching = {"high": 0.5, "low": 0.4, "low_quality": 1, "min_iou": 0.0, "ignore_share": 0.5}
-    guidance = {"wanted": None, "sigma": 2.0, "positive": 0.5, "ignore": 0.4, "min_points": 1, "max_points": 2**31 - 1,
+    guidance = {"wanted": None, "sigma": 2.0, "high": 0.5, "low": 0.4, "min_points": 1, "max_points": 2**31 - 1,
                 "ignore_share": 0.5, "activation": 1}  # fmt: skip
     yield "max_iou_assign", (anchors, boxes, None, offsets, None), matching
     yield "max_iou_assign", (anchors, *padded, None, None), matching

@@ -204,8 +204,6 @@ BAD_SETTINGS = {
     "high": [0.1, 1.5, nan, inf],
     "low": [0.0, -1.0, 0.6, nan, 1e-60],
     "min_iou": [-0.5, 1.5, nan, inf],
-    "positive": [0.1, 1.5, nan, inf],
-    "ignore": [0.0, -1.0, 0.6, nan, 1e-60],
     "low_quality": [-1, 4],
     "overlap": [-1, 2],
     "candidates": [-1, 2],

@@ -300,6 +300,26 @@ def test_dense_scores():
         dense_scores(found.owner, found.target, of.gt_labels, 0)
 
 
+@pytest.mark.parametrize(
+    ("gt_labels", "error", "message"),
+    [
+        (None, TypeError, "gt_labels: expected a list of tensors or a tensor, got NoneType"),
+        ([torch.tensor([1])], ValueError, r"gt_labels: expected one tensor per image \(2\), got 1"),
+        ([torch.tensor([1]), torch.tensor(2)], ValueError, r"gt_labels\[1\]: expected shape \[G, ...\], got \[\]"),
+        ([torch.tensor([[1]])] * 2, ValueError, r"gt_labels: expected one number per object, got shape \[1\] for each"),
+        (
+            torch.ones(2, 3, 1).long(),
+            ValueError,
+            r"gt_labels: expected one number per object, got shape \[1\] for each",
+        ),
+        (torch.ones(1, 3).long(), ValueError, r"gt_labels: expected shape \[2, G\], got \[1, 3\]"),
+    ],
+)
+def test_dense_scores_refuses_labels_by_their_name(gt_labels, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        dense_scores(torch.zeros(2, 5).long(), torch.zeros(2, 5), gt_labels, 4)
+
+
 def test_dense_scores_of_points_that_have_no_class():
     """Nobody's, a region's, padding's, of a class that has no column: whatever their target is, it goes nowhere."""
     owner, labels = torch.tensor([[0, -1, -2, 1, 2, 3]]), [torch.tensor([2, -1, 3, -2])]

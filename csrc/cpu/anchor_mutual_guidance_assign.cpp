@@ -22,17 +22,17 @@ constexpr float kNextFloor = 0.7f;
 struct Settings {
   float sigma;
   bool sigmoid;
-  float positive, ignore, share;
+  float high, low, share;
 };
 
 // Leaves out the anchors that overlap their object by less than what is ignored: they are background.
-void leave_out(const Block& block, float ignore, const Standing& standing, const PointSet& left) {
+void leave_out(const Block& block, float low, const Standing& standing, const PointSet& left) {
   for (int64_t from = 0; from < block.count; from += PointSet::kOfWord) {
     const int64_t first = block.first + from, count = std::min(PointSet::kOfWord, block.count - from);
     uint64_t& word = left.words[first / PointSet::kOfWord] = 0;
     for (int64_t i = 0; i < count; ++i) {
       int64_t& owner = standing.owner[first + i];
-      owner = standing.score[first + i] >= ignore ? owner : kBackground;
+      owner = standing.score[first + i] >= low ? owner : kBackground;
       word |= uint64_t{owner >= 0} << i;
     }
   }
@@ -68,20 +68,20 @@ struct Selector {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign_cpu(
     const Tensor& anchors, const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes,
-    const Tensor& gt_labels, MGASSIGN_OBJECTS_PARAMETERS, std::optional<Tensor> wanted, double sigma, double positive,
-    double ignore, int64_t min_points, int64_t max_points, double ignore_share, int64_t activation) {
+    const Tensor& gt_labels, MGASSIGN_OBJECTS_PARAMETERS, std::optional<Tensor> wanted, double sigma, double high,
+    double low, int64_t min_points, int64_t max_points, double ignore_share, int64_t activation) {
   check_anchors(anchors, gt_boxes);
   const int64_t num_points = anchors.size(0);
   const Quota quota(min_points, max_points, num_points);
   check_sigma(sigma);
-  check_thresholds(positive, ignore, "positive", "ignore");
+  check_thresholds(high, low);
   check_ignore_share(ignore_share);
   check_activation(activation);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts);
   check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
-  const Settings settings{static_cast<float>(sigma), activation == 1, static_cast<float>(positive),
-                          static_cast<float>(ignore), static_cast<float>(ignore_share)};
+  const Settings settings{static_cast<float>(sigma), activation == 1, static_cast<float>(high), static_cast<float>(low),
+                          static_cast<float>(ignore_share)};
 
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
   if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
       std::fill_n(amplified.score + block.first, block.count, 0.0f);
       std::fill_n(settled(image).words + block.first / PointSet::kOfWord, PointSet::words_for(block.count), 0);
       compete_for_block(block, objects, workspace, anchor.owner, anchor.score, anchor_blocks, batch.first(image));
-      leave_out(block, settings.ignore, anchor, near_ones(image));
+      leave_out(block, settings.low, anchor, near_ones(image));
       compete_for_block(predictions_of(image, b, workspace), objects, workspace, box.owner, box.score, box_blocks,
                         batch.first(image));
     }
@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     int64_t* const positives = num_positives + first_row;
     points.for_each(num_points, [&](int64_t j) {
       int64_t& owner = standing.owner[j];
-      if (standing.score[j] >= settings.positive) {
+      if (standing.score[j] >= settings.high) {
         ++positives[owner];
       } else {
         ++between[first_row + owner];
@@ -174,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     for (int64_t k = 0; k < objects.count; ++k) {
       const int64_t g = objects.index[k], row = first_row + g, found = positives[g];
       positives[g] = quota.of(wanted ? wanted->const_data_ptr<int64_t>()[row] : found);
-      const float supposed = positives[g] <= std::max<int64_t>(found, 1) ? settings.positive  // one, as good, is forced
-                             : positives[g] <= found + between[row]      ? settings.ignore
+      const float supposed = positives[g] <= std::max<int64_t>(found, 1) ? settings.high  // one, as good, is forced
+                             : positives[g] <= found + between[row]      ? settings.low
                                                                          : 0.0f;
       floor[row] = smaller(supposed, best_anchor[row].score);
       needed[first_row + k] = least_overlap(floor[row], settings.sigma);

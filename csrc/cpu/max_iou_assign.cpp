@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
                                               std::optional<Tensor> gt_labels, MGASSIGN_OBJECTS_PARAMETERS, double high,
                                               double low, int64_t low_quality, double min_iou, double ignore_share) {
   check_anchors(anchors, gt_boxes);
-  check_thresholds(high, low, "high", "low");
+  check_thresholds(high, low);
   check_low_quality(low_quality, min_iou);
   check_ignore_share(ignore_share);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts), num_anchors = anchors.size(0);

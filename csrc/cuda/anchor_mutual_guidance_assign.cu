@@ -24,7 +24,7 @@ struct Guidance {
   int64_t num_points, num_classes;
   float sigma;
   bool sigmoid;
-  float positive, ignore, ignore_share;
+  float high, low, ignore_share;
   Standing standing[kContests];         // [B, A] and [N]
   unsigned long long* best[kContests];  // [N]: see rank_key()
   // [B, A]
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_count_kernel(const __gr
   }
   const int32_t owner = exists ? g.standing[kByAnchor].owner[at] : -1;
   const float score = owner >= 0 ? g.standing[kByAnchor].score[at] : 0.0f;
-  const bool positive = score >= g.positive, between = !positive && score >= g.ignore;
+  const bool positive = score >= g.high, between = !positive && score >= g.low;
   count_standing(g.num_original + rows.first, positive ? owner : -1, lane);
   count_standing(g.between + rows.first, between ? owner : -1, lane);
   if (!exists) return;
@@ -162,13 +162,13 @@ __global__ void __launch_bounds__(kAnchorThreads) anchor_restore_kernel(const __
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign_cuda(
     const Tensor& anchors, const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes,
-    const Tensor& gt_labels, MGASSIGN_OBJECTS_PARAMETERS, std::optional<Tensor> wanted, double sigma, double positive,
-    double ignore, int64_t min_points, int64_t max_points, double ignore_share, int64_t activation) {
+    const Tensor& gt_labels, MGASSIGN_OBJECTS_PARAMETERS, std::optional<Tensor> wanted, double sigma, double high,
+    double low, int64_t min_points, int64_t max_points, double ignore_share, int64_t activation) {
   check_anchors(anchors, gt_boxes);
   const int64_t num_points = anchors.size(0);
   const Quota quota(min_points, max_points, num_points);
   check_sigma(sigma);
-  check_thresholds(positive, ignore, "positive", "ignore");
+  check_thresholds(high, low);
   check_ignore_share(ignore_share);
   check_activation(activation);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
@@ -208,8 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
                     pred_logits.size(2),
                     static_cast<float>(sigma),
                     activation == 1,
-                    static_cast<float>(positive),
-                    static_cast<float>(ignore),
+                    static_cast<float>(high),
+                    static_cast<float>(low),
                     static_cast<float>(ignore_share),
                     {},
                     {},

@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cuda(const Tensor& anchors, const Tens
                                                double high, double low, int64_t low_quality, double min_iou,
                                                double ignore_share) {
   check_anchors(anchors, gt_boxes);
-  check_thresholds(high, low, "high", "low");
+  check_thresholds(high, low);
   check_low_quality(low_quality, min_iou);
   check_ignore_share(ignore_share);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);

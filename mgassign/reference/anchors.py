@@ -83,8 +83,8 @@ def anchor_mutual_guidance_assign(
     gt_labels: Tensor,
     *,
     sigma: float = 2.0,
-    positive: float = 0.5,
-    ignore: float = 0.4,
+    high: float = 0.5,
+    low: float = 0.4,
     min_points: int = 1,
     num_points: int | Tensor | None = None,
     ignore_share: float = 0.5,
@@ -106,14 +106,14 @@ def anchor_mutual_guidance_assign(
     forced = force_best(static)
     owner = topk_per_object(forced, torch.full_like(gt_labels, num_anchors), areas)
     best = torch.where(owner >= 0, forced.gather(1, owner.clamp(min=0)[:, None])[:, 0], 0.0)
-    original = torch.where(best >= positive, owner, torch.where(best >= ignore, -2, -1))
+    original = torch.where(best >= high, owner, torch.where(best >= low, -2, -1))
 
     def count(least: float) -> Tensor:
         return ((owner[:, None] == torch.arange(num_objects, device=owner.device)) & (best >= least)[:, None]).sum(0)
 
     # How many anchors each object gets, and how many more are neither its nor background.
-    between = count(ignore) - count(positive)
-    wanted = count(positive)
+    between = count(low) - count(high)
+    wanted = count(high)
     if num_points is not None:
         wanted = torch.as_tensor(num_points).to(wanted).expand_as(wanted)
     wanted = wanted.clamp(min=min_points).clamp(max=num_anchors)
