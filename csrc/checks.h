@@ -10,7 +10,6 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "glibc.h"
@@ -193,7 +192,6 @@ inline void check_rows(const std::vector<int64_t>& offsets, const Tensor& gt_box
 // The same with gt_offsets read, so only for tensors in host memory.
 inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
                                           const std::optional<std::vector<int64_t>>& gt_counts) {
-  check_objects(gt_boxes, gt_offsets, gt_counts);
   std::vector<int64_t> offsets;
   if (gt_offsets) {
     const auto* data = gt_offsets->const_data_ptr<int64_t>();
@@ -203,6 +201,14 @@ inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::opt
   }
   check_rows(offsets, gt_boxes);
   return offsets;
+}
+
+// Whether there are neither points nor objects, however many images: then there is no time for an offset of each.
+inline bool nothing_to_assign(const Tensor& owner, const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
+                              const std::optional<std::vector<int64_t>>& gt_counts) {
+  if (owner.numel() != 0 || gt_boxes.numel() != 0) return false;
+  if (gt_offsets || gt_counts) image_offsets(gt_boxes, gt_offsets, gt_counts);
+  return true;
 }
 
 inline void check_center_radius(double center_radius) {
@@ -226,17 +232,18 @@ inline void check_property(const Tensor& property, const Tensor& gt_boxes, const
 }
 
 // Everything about predictions and labels that holds on every device.
-inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_logits, const Tensor& gt_boxes,
-                              const Tensor& gt_labels, int64_t num_images, int64_t num_points) {
+inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_scores, const Tensor& gt_boxes,
+                              const Tensor& gt_labels, int64_t num_images, int64_t num_points,
+                              const char* scores = "pred_logits") {
   check_property(gt_labels, gt_boxes, "gt_labels");
   check(pred_boxes.dim() == 3 && pred_boxes.size(0) == num_images && pred_boxes.size(1) == num_points &&
             pred_boxes.size(2) == 4,
         "pred_boxes: expected shape [", num_images, ", ", num_points, ", 4], got ", shape_of(pred_boxes));
-  check(pred_logits.dim() == 3 && pred_logits.size(0) == num_images && pred_logits.size(1) == num_points,
-        "pred_logits: expected shape [", num_images, ", ", num_points, ", C], got ", shape_of(pred_logits));
+  check(pred_scores.dim() == 3 && pred_scores.size(0) == num_images && pred_scores.size(1) == num_points, scores,
+        ": expected shape [", num_images, ", ", num_points, ", C], got ", shape_of(pred_scores));
   check_floating(pred_boxes, "pred_boxes");
-  check_floating(pred_logits, "pred_logits");
-  check_same_device(pred_logits, pred_boxes, "pred_logits");
+  check_floating(pred_scores, scores);
+  check_same_device(pred_scores, pred_boxes, scores);
   check_same_device(gt_boxes, pred_boxes, "gt_boxes");
 }
 

@@ -200,6 +200,27 @@ def test_case(objects, labels, boxes, sim_ota, soft):
         assert check(of, settings) == 0
 
 
+SIDES = (
+    2.0**-66,
+    2.0**-70,
+    2.0**-73,
+)  # of squares whose areas are normal, and subnormal: roundings are as large as they are
+
+
+def square_and_equal_boxes(side: float) -> Scene:
+    grid = PointGrid.from_features([(8, 8)], strides=(side / 8,))
+    square = torch.tensor([[0.0, 0, side, side]])
+    return Scene(grid, square.expand(1, 64, 4), torch.zeros(1, 64, 2), [square], [torch.tensor([1])])
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("settings", [SimOTA(center_radius=4.5), SoftLabel(center_radius=4.5)], ids=["SimOTA", "soft"])
+def test_areas_that_are_subnormal(settings, side):
+    of = square_and_equal_boxes(side)
+    assert (assign(of, settings).owner == 0).sum() == settings.best_overlaps
+    assert check(of, settings) == 0
+
+
 @EACH
 @pytest.mark.parametrize(("logit", "meant"), [(nan, -inf), (-inf, -1e9), (inf, 1e9), (200.0, 201.0)], ids=str)
 def test_logits_that_are_extreme(settings, logit, meant):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, operands
 from mgassign import PointGrid, SimOTA, SoftLabel
 from scenes import GRIDS, Scene, equal, random_boxes, scene, scene_of, scenes
-from test_dynamic_k import ANY, CASES, EACH, FOUR, SETTINGS, SOME
+from test_dynamic_k import ANY, CASES, EACH, FOUR, SETTINGS, SIDES, SOME, square_and_equal_boxes
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
@@ -160,6 +160,15 @@ def test_case(run, objects, labels, boxes, sim_ota, soft):
         assert expected is None or owner == expected
     for settings in SETTINGS.values():
         check(run, of, settings)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_areas_that_are_subnormal(run, side):
+    of = square_and_equal_boxes(side)
+    assert (check(run, of, SimOTA(center_radius=4.5)) == 0).sum() == 10
+    check(run, of, SoftLabel(center_radius=4.5))
+    # Logits so sure that an overlap beneath the best would cost too much.
+    check(run, replace(of, pred_logits=of.pred_logits + 200), SimOTA(center_radius=4.5))
 
 
 @EACH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -146,7 +147,10 @@ def results(name: str, arguments: dict) -> list[torch.Tensor]:
 def refuses(name: str, arguments: dict, changed: str, value: object) -> None:
     with pytest.raises(CHECKED, match="expected") as raised:
         results(name, {**arguments, changed: value})
-    assert str(raised.value).startswith("mgassign: ")
+    # Told of arguments that the operator has, by their names.
+    prefix, told = str(raised.value).split(": ")[:2]
+    assert prefix == "mgassign"
+    assert {re.sub(r"\[.*", "", one) for one in told.split(", ")} <= {*arguments, "grid"}
 
 
 def tensors_of(arguments: dict):
@@ -273,6 +277,23 @@ def test_offsets_out_of_order_are_refused(name, arguments):
         [0, 2**62, -(2**62)],
     ):
         refuses(name, arguments, "gt_offsets", torch.tensor(bad))
+
+
+@pytest.mark.parametrize(("name", "arguments"), OF_ROWS, ids=[name for name, _ in OF_ROWS])
+def test_rows_are_checked_where_there_is_nothing_to_assign(name, arguments):
+    nothing = {**arguments, "gt_counts": None, "gt_offsets": None}
+    for key, tensor in tensors_of(arguments):
+        if key != "gt_offsets":
+            nothing[key] = tensor[:, :0] if key.startswith("pred_") else tensor[:0]
+    if "heights" in arguments:
+        nothing["heights"] = [0] * len(arguments["heights"])
+    images = len(arguments["gt_counts"] or arguments["gt_offsets"][1:])
+    results(name, {**nothing, "gt_counts": [0] * images})
+    results(name, {**nothing, "gt_offsets": torch.zeros(images + 1, dtype=torch.int64)})
+    refuses(name, nothing, "gt_counts", [5] * images)
+    refuses(name, nothing, "gt_counts", [-1] * images)
+    refuses(name, nothing, "gt_offsets", torch.arange(images + 1).flip(0))
+    refuses(name, nothing, "gt_offsets", torch.arange(images + 1))
 
 
 def test_every_setting_has_its_bad_values():

@@ -11,7 +11,7 @@ MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int3
   compete(
       tile, objects, places, count, fit, [](const Object&, int) { return true; },
       [&](int64_t k, const float* overlap) {
-        float* const known = highest + places[k] * kTilePoints;
+        float* const known = highest + int64_t{places[k]} * kTilePoints;
         for (int i = 0; i < kTilePoints; ++i) known[i] = larger(known[i], overlap[i]);
       });
 }
@@ -51,7 +51,7 @@ MGASSIGN_VECTOR float least_score(const TileFit& fit) {
 MGASSIGN_VECTOR void highest_of_each(const float* overlaps, const int32_t* objects, int64_t count, float* highest) {
   for (int64_t k = 0; k < count; ++k) {
     float most[kTilePoints];
-    std::copy_n(overlaps + objects[k] * kTilePoints, kTilePoints, most);
+    std::copy_n(overlaps + int64_t{objects[k]} * kTilePoints, kTilePoints, most);
     for (int half = kTilePoints / 2; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) most[i] = larger(most[i], most[i + half]);
     highest[k] = most[0];

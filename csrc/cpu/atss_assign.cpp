@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
 
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, iou};
+  if (nothing_to_assign(owner, gt_boxes, gt_offsets, gt_counts)) return {owner, iou};
   const int64_t* const labels = gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr;
   const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
   if (labels) check_labels(batch, labels, kAnyClass);
@@ -93,8 +93,7 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
   });
 
   std::vector<Chosen> chosen(num_images);
-  for (int64_t image = 0; image < num_images; ++image)
-    chosen[image].reserve(batch.size(image) * std::min(most_taken, num_points));
+  for (int64_t image = 0; image < num_images; ++image) chosen[image].reserve(batch.size(image) * most_taken);
   for_each_unit(num_images, threads_for(num_images, num_images * num_points), [&](int64_t image, int64_t) {
     int64_t* const owners = owner.mutable_data_ptr<int64_t>() + image * num_points;
     float* const overlaps = iou.mutable_data_ptr<float>() + image * num_points;

@@ -39,7 +39,7 @@ MGASSIGN_VECTOR Box around(const Sides& sides, int64_t first) {
 
 }  // namespace
 
-Predictions::Predictions(const Tensor& boxes, int64_t threads, bool with_runs, const uint8_t* pool)
+Predictions::Predictions(const Tensor& boxes, bool with_runs, const uint8_t* pool)
     : num_points_(boxes.size(1)),
       runs_(with_runs ? (num_points_ + kLanes - 1) / kLanes : 0),
       x1_(new_values<float>(boxes.size(0) * num_points_ + kLanes)),
@@ -53,6 +53,7 @@ Predictions::Predictions(const Tensor& boxes, int64_t threads, bool with_runs, c
     std::fill_n(array + end, kLanes, 0.0f);
   const int64_t parts = (num_points_ + kTogether - 1) / kTogether;
   const FloatView<3> view(boxes);
+  const int64_t threads = threads_for(num_images * parts, 2 * end);
   for_each_unit(num_images * parts, threads, [&](int64_t unit, int64_t) {
     const int64_t image = unit / parts, first = unit % parts * kTogether;
     const int64_t count = std::min(kTogether, num_points_ - first), at = image * num_points_ + first;
@@ -81,6 +82,10 @@ Predictions::OfImage Predictions::of(int64_t image) const {
 
 namespace {
 
+// `least`, or 0 where what an object of this area must have in common with another box is so little that roundings
+// are as large.
+float without_tiny_product(float least, float area) { return least_in_common(least, area) == 0.0f ? 0.0f : least; }
+
 // Writes those of `left` points from j on behind the `count` that are found already; how many there are then.
 MGASSIGN_INLINE int64_t find(const Objects& predictions, int64_t j, int64_t left, const Box& box, float area,
                              float least, int32_t* found, int64_t count) {
@@ -108,6 +113,7 @@ MGASSIGN_INLINE int64_t find(const Objects& predictions, int64_t j, int64_t left
 MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const Band& band, const Box& box, float least,
                                     int32_t* found) {
   const float area = area_of(box);
+  least = without_tiny_product(least, area);
   int64_t count = 0;
   for (int64_t row = 0; row < band.rows; ++row)
     for (int64_t column = 0; column < band.columns; column += kLanes)
@@ -119,6 +125,7 @@ MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const Band& band
 MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const int32_t* runs, int64_t num_runs, const Box& box,
                                     float least, int32_t* found) {
   const float area = area_of(box);
+  least = without_tiny_product(least, area);
   int64_t count = 0;
   for (int64_t i = 0; i < num_runs; ++i) {
     const int64_t first = runs[i] * kLanes;
@@ -128,7 +135,7 @@ MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const int32_t* r
 }
 
 MGASSIGN_VECTOR int64_t overlapping_runs(const Objects& around, const Box& box, float least, int32_t* found) {
-  const float enough = least * area_of(box);
+  const float enough = least_in_common(least, area_of(box));
   return find_hits(around.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
     const Box run{around.x1[k], around.y1[k], around.x2[k], around.y2[k]};
     return overlap_of(run, 0.0f, box, 0.0f).intersection > enough;

@@ -18,7 +18,7 @@ namespace mgassign::cpu {
 class Predictions {
  public:
   // Where `pool` [B, P] is given, only those of its points count as boxes.
-  Predictions(const Tensor& boxes, int64_t threads, bool with_runs, const uint8_t* pool = nullptr);
+  Predictions(const Tensor& boxes, bool with_runs, const uint8_t* pool = nullptr);
 
   // Those of one image. `around` are the boxes around each run of kLanes points, where they are wanted.
   struct OfImage : Objects {  // but without indices

@@ -239,7 +239,7 @@ struct OnCpu {
 
     Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
     Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-    if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, iou};
+    if (nothing_to_assign(owner, gt_boxes, given.gt_offsets, given.gt_counts)) return {owner, iou};
 
     const int64_t* const labels = given.gt_labels.const_data_ptr<int64_t>();
     ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, given.gt_offsets, given.gt_counts),
@@ -255,7 +255,7 @@ struct OnCpu {
       const int64_t image = unit / num_levels;
       mark_pool(rule, grid.levels[unit % num_levels], batch.ranked(image), pool.get() + image * num_points);
     });
-    const Predictions predictions(given.pred_boxes, threads_for(num_images, 2 * work), true, pool.get());
+    const Predictions predictions(given.pred_boxes, true, pool.get());
     const auto costs = new_values<float>(work);
     Scores<Rule> scores(rule, FloatView<3>(given.pred_scores), given.objectness, num_images, num_points,
                         given.pred_scores.size(2));

@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, MGASSIGN_OBJE
 
   Tensor original = new_tensor(gt_boxes, {num_images, grid.num_points}, ScalarType::Long);
   Tensor num_points = new_tensor(gt_boxes, {gt_boxes.numel() / 4}, ScalarType::Long);
-  if (original.numel() == 0 && num_points.numel() == 0) return {original, num_points};
+  if (nothing_to_assign(original, gt_boxes, gt_offsets, gt_counts)) return {original, num_points};
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts));
   int64_t* const owner = original.mutable_data_ptr<int64_t>();
   int64_t* const counts = num_points.mutable_data_ptr<int64_t>();

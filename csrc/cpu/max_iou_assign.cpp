@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
 
   Tensor owners = new_tensor(gt_boxes, {num_images, num_anchors}, ScalarType::Long);
   Tensor overlaps = new_tensor(gt_boxes, {num_images, num_anchors}, ScalarType::Float);
-  if (owners.numel() == 0 && gt_boxes.numel() == 0) return {owners, overlaps};
+  if (nothing_to_assign(owners, gt_boxes, gt_offsets, gt_counts)) return {owners, overlaps};
   const int64_t* const labels = gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr;
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
   if (labels) check_labels(batch, labels, kAnyClass);

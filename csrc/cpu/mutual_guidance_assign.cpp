@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
 
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
-  if (cls.numel() == 0 && counts.numel() == 0) return {cls, loc, original, counts, iou};
+  if (nothing_to_assign(cls, gt_boxes, gt_offsets, gt_counts)) return {cls, loc, original, counts, iou};
 
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);

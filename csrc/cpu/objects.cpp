@@ -1,3 +1,5 @@
+#include <string>
+
 #include "steps.h"
 
 namespace mgassign::cpu {

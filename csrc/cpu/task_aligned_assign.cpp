@@ -224,13 +224,13 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   check_chosen(max_points, keep);
   const Quota quota(min_points, max_points, max_points);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points, "pred_scores");
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
 
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor target = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
-  if (owner.numel() == 0 && gt_boxes.numel() == 0) return {owner, target, iou};
+  if (nothing_to_assign(owner, gt_boxes, gt_offsets, gt_counts)) return {owner, target, iou};
 
   const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
   const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   const int64_t* const counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
 
   const int64_t work = num_images * num_points;
-  const Predictions predictions(pred_boxes, threads_for(num_images, 2 * work), rule.anywhere);
+  const Predictions predictions(pred_boxes, rule.anywhere);
   Assigner assigner(rule, grid, batch, labels, predictions, FloatView<3>(pred_scores), max_points, keep);
   const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
   auto scratch = scratch_for<Assigner::Scratch>(choosing, grid);

@@ -222,7 +222,7 @@ __device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const 
       if (!t.in_pool(image, mine.point)) return false;
       const Offer<Rule> offered(t, image, mine.point);
       const Overlap both = overlap_of(offered.box, offered.area, own.box, own.area);
-      if (both.intersection <= least * both.total) return false;
+      if (both.intersection <= least_in_common(least, both.total)) return false;
       mine.claim = both.iou();
       mine.score = own.bid(t, offered, mine.claim, worst);
       return mine.score > -kInfinity && mine.score >= -worst;
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
         const Bidder<Rule> rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part) continue;
         const Overlap both = overlap_of(offer.box, offer.area, rival.box, rival.area);
-        if (both.intersection <= least * both.total) continue;
+        if (both.intersection <= least_in_common(least, both.total)) continue;
         const unsigned long long key = key_of(rival.bid(t, offer, both.iou(), -claim_of(best)), g);
         best = key > best ? key : best;
       }

@@ -109,7 +109,8 @@ class ObjectBatch {
     rows_.per_image = padded ? gt_boxes.size(1) : 0;
     rows_.listed = gt_counts.has_value();
     if (gt_counts) check_rows(listed_ = count_rows(gt_boxes, gt_counts), gt_boxes);
-    check(!padded || rows_.per_image <= std::numeric_limits<int32_t>::max(), "gt_boxes: expected fewer than 2^31");
+    check(!padded || rows_.per_image <= std::numeric_limits<int32_t>::max(),
+          "gt_boxes: expected fewer than 2^31 objects in an image, got ", rows_.per_image);
     largest_image_ = padded ? rows_.per_image : (gt_counts ? 0 : rows_.num_rows);
     for (size_t b = 1; b < listed_.size(); ++b) largest_image_ = std::max(largest_image_, listed_[b] - listed_[b - 1]);
   }
@@ -128,7 +129,7 @@ class ObjectBatch {
     if (!rows_.offsets || num_images_ == 0) return largest_image_;
     return std::min(largest_image_, 2 * ((rows_.num_rows + num_images_ - 1) / num_images_));
   }
-  // Calls body(rows, first image, number of images) for each launch that the batch needs.
+  // Calls body(rows, number of images) for each launch that the batch needs.
   template <typename Body>
   void for_each_launch(const Body& body) const {
     for (int64_t first = 0; first < num_images_; first += kMaxImages) {

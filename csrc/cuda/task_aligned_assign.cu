@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
     mine.point = window.point(t.levels, number);
     const Box predicted = t.pred_boxes.box_of_point(block.image, mine.point);
     const Overlap both = overlap_of(predicted, area_of(predicted), own.object.box, own.object.area);
-    if (!is_valid(predicted) || !(both.intersection > least * both.total)) return false;
+    if (!is_valid(predicted) || !(both.intersection > least_in_common(least, both.total))) return false;
     mine.claim = t.rule.overlap(predicted, own.object);
     mine.score = own.score(t, mine.point, mine.claim);
     return mine.score > 0.0f && mine.score >= bar;
@@ -199,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
   const Quota quota(min_points, max_points, max_points);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points, "pred_scores");
   if (wanted) check_property(*wanted, gt_boxes, "wanted");
 
   const Queue queue(gt_boxes);

@@ -56,6 +56,12 @@ MGASSIGN_HD Overlap overlap_of(const Box& a, float area_a, const Box& b, float a
 // there is no bound.
 MGASSIGN_HD float without_tiny(float overlap) { return chosen(overlap > 1e-30f, overlap, 0.0f); }
 
+// How much a box must have in common with another, their union given, for an overlap above `least`.
+MGASSIGN_HD float least_in_common(float least, float total) {
+  const float common = least * total;
+  return common > 0.0f ? without_tiny(common) : common;
+}
+
 MGASSIGN_HD float iou_of(const Box& a, float area_a, const Box& b, float area_b) {
   return overlap_of(a, area_a, b, area_b).iou();
 }

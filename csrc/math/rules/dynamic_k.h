@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../boxes.h"
-#include "../grid.h"
+#include "../elementary.h"
 
 namespace mgassign {
 

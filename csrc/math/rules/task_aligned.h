@@ -4,7 +4,6 @@
 
 #include "../boxes.h"
 #include "../elementary.h"
-#include "../grid.h"
 
 namespace mgassign {
 
