@@ -126,12 +126,13 @@ wheel: $(installed) $(release)  ## build the wheel into dist, prove what its nam
 	@$(if $(strip $(VERSIONS)),$(test_versions) -- $(side_by_side) --quick -m "not slow and not ptx" $(ARGS))
 
 sdist: $(installed)  ## build the source distribution into dist, and from it a wheel whose results it tests
+	@mkdir -p build
 	@rm -f dist/mgassign-*.tar.gz
 	@.venv/bin/python setup.py -q sdist --dist-dir dist > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@rm -rf build/sdist && mkdir -p build/sdist && tar -xf dist/mgassign-*.tar.gz -C build/sdist --strip-components 1
 	@cd build/sdist && export MGASSIGN_CUDA=0 && \
-	  $(VIRTUAL_ENV)/bin/pip install -qq --no-build-isolation --no-deps --target installed . && \
-	  PYTHONPATH=installed $(VIRTUAL_ENV)/bin/pytest -q --installed --pyargs mgassign tests -p no:cacheprovider $(side_by_side) \
+	  pip install -qq --no-build-isolation --no-deps --target installed . && \
+	  PYTHONPATH=installed pytest -q --installed --pyargs mgassign tests -p no:cacheprovider $(side_by_side) \
 	    --quick -m "not slow and not ptx" $(ARGS)
 	@ls -l dist/mgassign-*.tar.gz
 
@@ -149,6 +150,7 @@ test_versions = PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/test_versi
 COMPILERS ?= $(foreach compiler,g++-11 g++-12 clang++-14 clang++-19,$(shell command -v $(compiler)))
 test-compilers: $(installed)  ## build the CPU library with each of COMPILERS and compare its results, bit for bit
 	@test -n "$(strip $(COMPILERS))" || { echo "COMPILERS: expected some, none of those looked for is here" >&2; exit 1; }
+	@mkdir -p build
 	@for compiler in $(notdir $(COMPILERS)); do \
 	  echo "== $$compiler"; \
 	  CXX=$$compiler MGASSIGN_CUDA=0 .venv/bin/python setup.py -q build --build-base build/compilers/$$compiler --build-lib \

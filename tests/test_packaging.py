@@ -123,6 +123,13 @@ def test_workflows_run_what_the_makefile_offers():
         assert {step.split()[1] for step in steps} <= targets, workflow
 
 
+def test_recipes_make_the_folder_that_they_write_their_logs_to():
+    recipes = re.findall(r"(?:^\t.*\n)+", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    writing = [recipe for recipe in recipes if "> build/" in recipe]
+    assert writing
+    assert all("\t@mkdir -p build\n" in recipe.partition("> build/")[0] for recipe in writing), writing
+
+
 def test_versions_agree_between_files():
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     hooks = re.findall(r"[\w-]+==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
