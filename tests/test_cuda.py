@@ -13,7 +13,7 @@ import torch
 import bench_cuda
 import mgassign
 import test_compile
-from kernels import needs_gpu
+from kernels import CHECKED, needs_gpu
 from mgassign import PointGrid, fcos_assign, mutual_guidance_assign
 from scenes import STRIDES, Scene, equal, scene, scene_of
 from test_cuda_kernels import arguments_of
@@ -185,7 +185,7 @@ def test_tensors_of_two_devices_are_refused():
     of = scene(objects=(3, 2), seed=8)
     arguments = arguments_of(of)
     arguments[0] = of.pred_boxes.cuda()
-    with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and device 0"):
+    with pytest.raises(CHECKED, match="expected all tensors on one device, got cpu and device 0"):
         torch.ops.mgassign.mutual_guidance_assign(*arguments)
 
 

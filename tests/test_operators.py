@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from kernels import CHECKED
 from scenes import GRID_NAMES, equal, scene
 from test_library import calls
 
@@ -21,10 +22,6 @@ def raw_arguments():
     tensors = [of.pred_boxes, of.pred_logits, torch.cat(of.gt_boxes), torch.cat(of.gt_labels), None, [3, 2]]
     return tensors, {**dict(zip(GRID_NAMES, of.grid.arguments, strict=True)), **settings}
 
-
-# Callers of torch.ops.mgassign come past the Python checks, and past what makes a ValueError of every check: from torch
-# 2.15 on theirs is a RuntimeError.
-CHECKED = (ValueError, RuntimeError)
 
 # Each argument's place, a bad value, what is said.
 RAW_ERRORS = {
