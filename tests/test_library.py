@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mgassign import (
     topk_per_object,
 )
 from scenes import GRID_NAMES, STRIDES, equal, scene, scene_of
+from test_packaging import ROOT, python
 
 OPS = torch.ops.mgassign
 
@@ -201,5 +203,16 @@ def test_checkpoints_hold_assignments(kind):
 
 
 def test_public_names():
+    documented = re.findall(r"^::: mgassign\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert set(mgassign.__all__) <= set(documented)
     for name in mgassign.__all__:
-        assert inspect.getdoc(getattr(mgassign, name)), f"{name} has no docstring"
+        # Constants have only their type's, classes of fields one made of their fields.
+        if callable(thing := getattr(mgassign, name)):
+            doc = inspect.getdoc(thing)
+            assert doc, f"{name} has no docstring"
+            assert not doc.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+def test_pictures_come_with_the_package():
+    # In a process of its own: here another test may have imported the module.
+    assert python("-c", "import mgassign; print(mgassign.draw.__name__)").stdout == "mgassign.draw\n"

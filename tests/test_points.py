@@ -215,6 +215,13 @@ def test_encode_undoes_decode():
     assert boxes.grad[0].tolist() == [-1, -1, 1, 1]
 
 
+def test_results_lie_where_they_are_asked_for():
+    grid = PointGrid.for_image((16, 8), strides=(8,))
+    given = torch.empty(2, grid.num_points, 4, device="meta")
+    for result in (grid.decode(given), grid.encode(given), grid.points("meta"), grid.point_strides("meta")):
+        assert result.device.type == "meta"
+
+
 def test_ranges_without_end_may_be_said_by_any_number():
     ends = ((-(10**400), 10**400), (-math.inf, 1e300), (0, 2e38))
     grid = PointGrid.for_image((64, 64), (8, 16, 32), ranges=ends)
