@@ -4,7 +4,8 @@
     nice .venv/bin/python tools/mutate.py csrc/cpu/tile.h      # every place of one
 
 Works on a copy in build/mutation. Changed scalar math meets its golden hashes first, then all the golden results, then the
-fast tests. tools/mutants.txt lists what changes nothing, and why. A loop that runs one too far is the sanitizers' business.
+fast tests. tools/mutants.txt lists what changes nothing, and why; an entry that is no change of its file ends the run. A
+loop that runs one too far is the sanitizers' business.
 """
 
 import argparse
@@ -67,6 +68,13 @@ def changes(text: str) -> set[tuple[int, int, str]]:
     return found
 
 
+def as_listed(file: str, text: str, begin: int, end: int, new: str) -> tuple[str, str, str]:
+    """A change as tools/mutants.txt lists it: the file, the line, the line changed."""
+    start, stop = text.rfind("\n", 0, begin) + 1, text.find("\n", end)
+    line, changed = text[start:stop], text[start:begin] + new + text[end:stop]
+    return file, " ".join(line.split()), " ".join(changed.split())
+
+
 def runs(command: list[str], folder: Path = WORK) -> bool:
     return subprocess.run(command, cwd=folder, stderr=subprocess.DEVNULL).returncode == 0
 
@@ -115,7 +123,10 @@ def main() -> None:
     args = parser.parse_args()
     files = args.files or [p.relative_to(ROOT) for kind in ("math", "cpu") for p in (ROOT / "csrc" / kind).rglob("*.*")]
     listed = (ROOT / "tools/mutants.txt").read_text().split("\n\n")
-    known = {tuple(line.strip() for line in entry.splitlines()[:3]) for entry in listed}
+    known = {tuple(line.strip() for line in entry.splitlines()[:3]) for entry in listed[1:]}
+    texts = {file: (ROOT / file).read_text() for file, *_ in known}
+    if stale := known - {as_listed(file, text, *change) for file, text in texts.items() for change in changes(text)}:
+        sys.exit("tools/mutants.txt: expected changes that are made, got\n" + "\n".join(map("\n".join, sorted(stale))))
 
     for name in ("csrc", "mgassign", "tests", "build/release"):  # the last: the scalar math as it is
         shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=NOT_COPIED)
@@ -133,10 +144,9 @@ def main() -> None:
         places = sorted(changes(text))
         chosen = random.Random(f"{args.seed} {file}").sample(places, min(args.sample or len(places), len(places)))
         for begin, end, new in sorted(chosen):
-            start, stop = text.rfind("\n", 0, begin) + 1, text.find("\n", end)
-            lines = [" ".join(line.split()) for line in (text[start:stop], text[start:begin] + new + text[end:stop])]
+            change = as_listed(str(file), text, begin, end, new)
             (WORK / file).write_text(text[:begin] + new + text[end:])
-            if (str(file), *lines) in known:
+            if change in known:
                 verdict = "known"
             elif "math" in file.parts and math_differs():
                 verdict = "killed by golden math"
@@ -148,7 +158,7 @@ def main() -> None:
                 for unit in including:
                     unit.with_suffix(".o").write_bytes(original[unit])
             verdicts[verdict] += 1
-            print(f"{verdict}\n{file}\n  {lines[0]}\n  {lines[1]}\n", flush=True)
+            print(f"{verdict}\n{file}\n  {change[1]}\n  {change[2]}\n", flush=True)
         (WORK / file).write_text(text)
         print(f"== {file}: {len(chosen)} of {len(places)} places: {dict(verdicts)}\n", flush=True)
 
