@@ -3,10 +3,11 @@
     python benchmarks/bench_anchors.py [--scenarios A20,M2000] [--json results.json]
 
 Each row is a process of its own, in which the other side does the same work on the same inputs, is compared with
-mgassign (every label; a difference ends the run with exit code 1) and then timed in turn with it. Anchors are nine shapes
-a place on five levels, as torchvision's RetinaNet makes them; "shuffled" is in random order. ATSS has one a place. Objects
-are drawn as in scenarios.py; predictions lie around the anchors, logits around -4. Extra memory is told as bench_assign.py
-tells it: at the peak of a call, beyond inputs and outputs.
+mgassign (every owner; a difference ends the run with exit code 1) and then timed in turn with it. MMDetection's assigners
+make labels of the owners, too; so does mgassign's side beside them. Anchors are nine shapes a place on five levels, as
+torchvision's RetinaNet makes them; "shuffled" is in random order. ATSS has one a place. Objects are drawn as in
+scenarios.py; predictions lie around the anchors, logits around -4. Extra memory is told as bench_assign.py tells it: at
+the peak of a call, beyond inputs and outputs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from mgassign import (
     atss_assign,
     box_iou,
     max_iou_assign,
+    take,
     topk_per_object,
 )
 
@@ -103,10 +106,15 @@ def make_inputs(scenario: Scenario) -> list[Any]:
 def make_call(scenario: Scenario, inputs: list[Any], other: str = "") -> Callable[[], Any]:
     if scenario.operator == _GUIDE:
         return lambda: anchor_mutual_guidance_assign(*inputs)
-    if scenario.operator == _ATSS:
-        return lambda: atss_assign(*inputs[:2])
-    low_quality = "object" if other == "mmdet" else "own"
-    return lambda: max_iou_assign(*inputs[:2], low_quality=low_quality)
+    assign: Callable[..., Any] = atss_assign
+    if scenario.operator == _MATCH:
+        assign = partial(max_iou_assign, low_quality="object" if other == "mmdet" else "own")
+
+    def with_labels() -> list[Tensor]:
+        found = assign(*inputs[:2])
+        return [*found, take(found.owner, inputs[2])]
+
+    return with_labels if other == "mmdet" else lambda: assign(*inputs[:2])
 
 
 def from_building_blocks(

@@ -2,10 +2,14 @@
 
 Each peer works in a process of its own, in which mgassign's operator for the same job is timed in turn with it: one call
 of the one, one of the other, and so on. The ratio is that of each such pair, so what slows the machine down for a while
-slows both sides of a pair. Where the peer's call makes targets of the owners, too, so does mgassign's side. A call of less
-than a tenth of a second is made once more directly before the timed one, without being timed: each side finds its own data
-in the caches. CPU time, of all threads together, is told beside: on a busy machine it is the figure to compare, with
---threads 1.
+slows both sides of a pair. A call of less than a tenth of a second is made once more directly before the timed one,
+without being timed: each side finds its own data in the caches. CPU time, of all threads together, is told beside: on a
+busy machine it is the figure to compare, with --threads 1.
+
+What the peer's call makes of the owners besides, mgassign's side makes, too, in the rows named "-same" and in mmdet-fcos
+(Peer.targets). In the others mgassign's side is owners alone: there ultralytics-tal makes labels, boxes and dense scores
+besides, yolox-simota, mmdet-simota, mmdet-tal, mmdet-dsl and mmdet-atss make labels, torchvision and the reference
+nothing more.
 
 A process may take MEMORY_LIMIT of memory and `--limit` seconds; one that wants more is a row that says so.
 

@@ -49,7 +49,8 @@ class Peer:
     preset: str = ""
     """Of the operator's settings, those of this peer."""
     targets: tuple[str, ...] = ()
-    """What its call makes of the owners besides: ``labels``, ``boxes``, ``distances`` to their sides, dense ``scores``."""
+    """Of what its call makes of the owners besides, what mgassign's side makes, too, to be compared: ``labels``,
+    ``boxes``, ``distances`` to their sides, dense ``scores``."""
 
     @property
     def dynamic(self) -> bool:
