@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -63,8 +64,13 @@ def draw_scene(generator: torch.Generator) -> Scene:
 def read_scene(image_path: Path, annotation_path: Path) -> Scene:
     """An image and its PASCAL VOC annotation, brought to the size a detector would see."""
     try:
-        image = Image.open(image_path).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        image = Image.open(image_path)
+        if image.mode in ("I", "F"):  # what is black in them, what white?
+            raise ValueError(f"expected 8 or 16 bits a channel, got pixels of Pillow's mode {image.mode}")
+        if image.mode.startswith("I;16"):  # Pillow would make white of all above 255
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the image {image_path}: {error}") from error
     names, boxes = [], []
     try:
@@ -72,7 +78,7 @@ def read_scene(image_path: Path, annotation_path: Path) -> Scene:
             x1, y1, x2, y2 = (float(found.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
             names.append(found.findtext("name", "object"))
             boxes.append([x1 - 1, y1 - 1, x2, y2])  # VOC counts pixels from 1 and includes the last one
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last one: of an unknown encoding
         raise InputError(f"cannot read the annotation {annotation_path}: {error}") from error
     if not boxes:
         raise InputError(f"the annotation {annotation_path} names no objects")

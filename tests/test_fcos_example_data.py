@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import platform
@@ -28,7 +29,8 @@ import drawn
 from augment import IoUCrop, apply_changes, draw_change
 from data import TrainingSet, check_images, check_scorable, load_image, load_images, read_split, read_splits
 from drawn import CLASSES, draw_scene, draw_set
-from runs import UserError
+from fcos_example import EXAMPLE
+from runs import MOST_SEEDS, UserError
 
 BLACK = torch.zeros(3, 1, 1)
 
@@ -126,6 +128,24 @@ def test_drawn_scenes_are_what_their_annotations_say(folder):
     assert hard > 0
     with pytest.raises(UserError, match="exists already"):
         draw_set(folder, {"train": 1}, size=64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "31"], "--size: expected 32 to 2048, got 31"),
+        (["--size", "1000000"], "--size: expected 32 to 2048, got 1000000"),
+        (["--seed", "-1"], "--seed: expected 0 to 99999999, got -1"),
+        (["--seed", str(2**62)], f"--seed: expected 0 to 99999999, got {2**62}"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        drawn.main([str(tmp_path / "set"), *arguments])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+    # The least and the greatest that there may be.
+    draw_set(tmp_path / "set", {"train": 1}, drawn.LEAST_SIZE, MOST_SEEDS - 1)
 
 
 def test_sets_that_killed_processes_left_half_drawn_are_removed(tmp_path):
@@ -298,6 +318,46 @@ def test_sixteen_bits_are_scaled_to_eight(folder):
         image = load_image(path, 64)
         assert image.shape == (3, 64, 64)
         assert (image[0].numpy() == gray // 257).all()
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    pytest.importorskip("matplotlib")
+    return importlib.import_module("demo")
+
+
+def test_the_demo_scales_sixteen_bits_to_eight(demo, folder):
+    gray = np.full((640, 640), 25_700, np.uint16)
+    path, annotation = folder / "gray.png", folder / "Annotations" / "train_0000.xml"
+    Image.fromarray(gray).save(path)
+    assert demo.read_scene(path, annotation).image.getextrema() == ((100, 100),) * 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda image, xml: xml.write_text('<?xml version="1.0" encoding="foo"?><a/>'),
+            r"the annotation .*train_0000\.xml: unknown encoding",
+        ),
+        (lambda image, xml: xml.write_text("<object>"), r"the annotation .*train_0000\.xml: no element found"),
+        (lambda image, xml: image.write_text("x"), r"the image .*train_0000\.jpg: cannot identify image file"),
+        (
+            lambda image, xml: spoil_image("float")[0](image),
+            r"the image .*train_0000\.jpg: expected 8 or 16 bits a channel",
+        ),
+        (
+            lambda image, xml: spoil_image("too large")[0](image),
+            r"the image .*train_0000\.jpg: .*ecompressed data too large",
+        ),
+    ],
+)
+def test_the_demo_names_what_is_broken(demo, folder, spoil, message):
+    image, annotation = folder / "JPEGImages" / "train_0000.jpg", folder / "Annotations" / "train_0000.xml"
+    spoil(image, annotation)
+    with pytest.raises(demo.InputError, match=f"cannot read {message}"):
+        demo.read_scene(image, annotation)
 
 
 def test_lists_are_read_as_editors_write_them(folder):

@@ -63,6 +63,7 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
         (["--weight-decay", "nan"], "--weight-decay: expected at least 0, got nan"),
         (["--seed", "-1"], "--seed: expected 0 to 99999999, got -1"),
         (["--seed", "100000000"], "--seed: expected 0 to 99999999, got 100000000"),
+        (["--images-seed", str(2**65)], f"--images-seed: expected 0 to 99999999, got {2**65}"),
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
         (["--tune-from", "3"], "--tune-from: needs --pretrained and --norm batch"),
         (["--tune-from", "3", "--pretrained", "--norm", "group"], "--tune-from: needs --pretrained and --norm batch"),
@@ -281,6 +282,15 @@ def test_checkpoints_that_are_none_are_told(data, tmp_path, capsys, state, messa
     torch.save(state, path)
     assert command(evaluate.main, [str(path), "--data", f"{data}:test"]) == 2
     assert re.search(rf"{path}: .*{message}", capsys.readouterr().err)
+
+
+def test_other_files_in_a_checkpoints_place_are_not_to_be_loaded_unsafely(tmp_path, capsys):
+    path = tmp_path / "last.pt"
+    write_json(path, {"AP": 1.0})
+    assert command(evaluate.main, [str(path), "--data", "x:test"]) == 2
+    told = capsys.readouterr().err
+    assert f"{path}: not a checkpoint of train.py: torch.save did not write it" in told
+    assert "weights_only" not in told
 
 
 def test_names_that_are_too_long_are_told(data, tmp_path, capsys):

@@ -16,12 +16,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
-from runs import HelpFormatter, UserError, command, one_at_a_time, positive, write_file
+from runs import HelpFormatter, UserError, command, one_at_a_time, positive, seed, write_file
 
 CLASSES = ("ellipse", "rectangle", "triangle")
 SMOOTH = 3  # drawn larger, then reduced, for soft edges
 HARD_BELOW = 1 / 3  # of an object's pixels seen
 UNSEEN_BELOW = 0.1  # less than that, and it is not in the annotation
+LEAST_SIZE, MOST_SIZE = 32, 2048  # below, objects may have no pixel; above, a scene takes gigabytes
 
 
 def _shape(pen: ImageDraw.ImageDraw, name: str, box: list[float], fill: tuple[int, int, int] | int) -> None:
@@ -130,9 +131,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where to, say drawn; must not exist")
     for split, count in (("train", 400), ("val", 100), ("test", 200)):
         parser.add_argument(f"--{split}", type=positive, default=count, metavar="N", help=f"images of split {split}")
-    parser.add_argument("--size", type=positive, default=128, help="height and width in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="other images")
+    parser.add_argument("--size", type=int, default=128, help=f"height and width, {LEAST_SIZE} to {MOST_SIZE} pixels")
+    parser.add_argument("--seed", type=seed, default=0, help="other images")
     args = parser.parse_args(arguments)
+    if not LEAST_SIZE <= args.size <= MOST_SIZE:
+        parser.error(f"argument --size: expected {LEAST_SIZE} to {MOST_SIZE}, got {args.size}")
     draw_set(args.folder, {"train": args.train, "val": args.val, "test": args.test}, args.size, args.seed)
     return 0
 

@@ -10,14 +10,12 @@ from typing import Any
 from backbone import BACKBONES
 from efficientnet import PACKAGE
 from losses import ASSIGNERS, QUALITIES
-from runs import HelpFormatter, positive
+from runs import HelpFormatter, positive, seed
 
 # What may change from a start to the next: it says how to compute, not what.
 FREE_SETTINGS = (
     "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every"
 )  # fmt: skip
-
-MOST_SEEDS = 100_000_000  # what an image's change is drawn from, made of seed, epoch and image, is below 2^64
 
 
 def parse(arguments: list[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -31,7 +29,7 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--val", **splits, help="images to score on while training; default: the drawn set's, or none")
     group.add_argument("--images", type=positive, metavar="N", help="learn N of the images only: the first N in an order "
                        "drawn from --images-seed, so that fewer are among more; default: all")  # fmt: skip
-    group.add_argument("--images-seed", type=int, default=0, metavar="SEED", help="which N they are")
+    group.add_argument("--images-seed", type=seed, default=0, metavar="SEED", help="which N they are")
     group.add_argument("--difficult", choices=["learn", "ignore"], default="learn", help="objects marked difficult are "
                        "learned like the others, or regions where nothing is learned")  # fmt: skip
     group.add_argument("--check-data", action="store_true", help="decode every image first, and stop if one is broken")
@@ -77,7 +75,7 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate, after warm-up and before the "
                        "cosine to 0")  # fmt: skip
     group.add_argument("--weight-decay", type=float, default=0.05, help="AdamW's; not for biases and norms")
-    group.add_argument("--seed", type=int, default=0, help="first weights, order and changes of images")
+    group.add_argument("--seed", type=seed, default=0, help="first weights, order and changes of images")
     group.add_argument("--amp", choices=["none", "bf16"], default="none", help="bf16: mixed precision")
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument("--channels-last", action="store_true", help="the memory layout GPUs and oneDNN prefer")
@@ -96,8 +94,6 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     for name in ("workers", "min_points", "original_epochs", "tune_from", "weight_decay"):
         if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")
-    if not 0 <= args.seed < MOST_SEEDS:
-        parser.error(f"argument --seed: expected 0 to {MOST_SEEDS - 1}, got {args.seed}")
     if args.tune_from and not (args.pretrained and args.norm == "batch"):
         parser.error(
             "argument --tune-from: needs --pretrained and --norm batch, else what is frozen has learned nothing"

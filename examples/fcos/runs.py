@@ -8,6 +8,7 @@ import glob
 import json
 import math
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -181,6 +182,9 @@ SETTINGS = (
 )  # of a checkpoint's, those that others than train.py ask for
 
 
+MOST_SEEDS = 100_000_000  # what an image is changed or drawn from, made of the seed and its number, is below 2^64
+
+
 class RunFolder:
     """A training's folder: ``config.json``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, those kept, TensorBoard's events."""
 
@@ -245,7 +249,10 @@ def load_checkpoint(path: Path, *parts: str) -> dict[str, Any]:
         UserError: if it cannot be read, or a part is not there.
     """
     with naming(path, "not a checkpoint of train.py"):
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own advice is to load it unsafely
+            raise ValueError("torch.save did not write it, or more than tensors and plain values are in it") from error
         parts = ("model", "model_settings", "classes", "config", *parts)
         missing = [part for part in parts if not isinstance(state, dict) or part not in state]
         missing += [f"config.{name}" for name in SETTINGS if not missing and name not in state["config"]]
@@ -312,6 +319,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def seed(text: str) -> int:
+    """For argparse: what randomness comes from."""
+    number = int(text)
+    if not 0 <= number < MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_SEEDS - 1}, got {number}")
     return number
 
 
