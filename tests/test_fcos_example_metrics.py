@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ pytest.importorskip("torchvision")
 import metrics
 import table
 from metrics import Detections, Truth, ap_of, bootstrap, coco_ap, match, voc_ap
-from runs import UserError
+from runs import UserError, command
 from table import add_result, markdown, read_results, summarize
 
 
@@ -240,7 +242,42 @@ def test_results_are_added_to(tmp_path):
     assert len(path.read_text().splitlines()) == 5  # a line for each model
     with pytest.raises(UserError, match=r"results\.json: holds results of another experiment"):
         add_result(path, {"test": ["y"]}, a_model("mutual", 1, 3.0))
-    for broken in ('{"models"', '{"models": []}', '{"setup": {}}'):
-        path.write_text(broken)
-        with pytest.raises(UserError, match=r"results\.json: not a file of results"):
-            read_results(path)
+
+
+def test_results_are_the_same_experiments_wherever_its_images_lie(tmp_path):
+    def setup(folder: str, *more: str, epochs: str = "8") -> dict[str, object]:
+        return {
+            "test": [f"{folder}:test"],
+            "options of train.py": ["--epochs", epochs, "--val", f"{folder}:val", *more],
+        }
+
+    path = tmp_path / "results.json"
+    first = setup("voc", "--eval-every", "8", "--amp", "bf16")
+    add_result(path, first, a_model("mutual", 0, 1.0))
+    add_result(path, setup("runs/voc", "--amp", "bf16", "--keep-every", "2"), a_model("mutual", 1, 2.0))
+    assert read_results(path)["setup"] == first
+    for other in (setup("coco", "--amp", "bf16"), setup("voc"), setup("voc", "--amp", "bf16", epochs="9")):
+        with pytest.raises(UserError, match=r"results\.json: holds results of another experiment"):
+            add_result(path, other, a_model("mutual", 2, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ('{"models"', "Expecting ':'"),
+        ('{"models": []}', "no setup"),
+        ('{"setup": {}}', "models"),
+        ([a_model("original", 0, 1.0), {"arm": "original"}], "model 2 has no backbone, seed"),
+        ([a_model("best", 0, 1.0)], "model 1, lite0 best 0, is of an unknown arm; known are original, "),
+        ([a_model("", 0, 1.0)], "is of an unknown arm"),
+        ([a_model("mutual", 0, 1.0, AP50=None, AP75=None)], "mutual 0, has no AP50, AP75 by class alone"),
+        ([{"backbone": "lite0", "arm": "mutual", "seed": 0}], "has none of the readings class x quality, class alone"),
+    ],
+)
+def test_results_that_are_none_are_told(tmp_path, capsys, results, message):
+    path = tmp_path / "results.json"
+    path.write_text(results if isinstance(results, str) else json.dumps({"setup": {}, "models": results}))
+    assert command(table.main, [str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: not a file of results: " in line
+    assert message in line

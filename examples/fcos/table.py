@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ NAMES = {
     "task-aligned": "task-aligned",
 }
 Models = list[dict[str, Any]]
+# With their values, options of train.py that change nothing of the last checkpoint.
+FREE_OPTIONS = ("--eval-every", "--keep-every", "--log-every")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -46,20 +49,54 @@ def read_results(path: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setup": None, "models": []}
         if not isinstance(results["models"], list) or "setup" not in results:
             raise TypeError("no list of models, or no setup")
+        for number, model in enumerate(results["models"], 1):
+            _check_model(f"model {number}", model)
     return results
 
 
-def check_setup(path: Path, setup: dict[str, Any]) -> Models:
-    """The models of a file of results.
+def _check_model(which: str, model: dict[str, Any]) -> None:
+    """That tables can be made of it.
+
+    Raises:
+        ValueError: if they cannot; the message says why.
+    """
+    missing = [name for name in ("backbone", "arm", "seed") if name not in model]
+    if missing:
+        raise ValueError(f"{which} has no {', '.join(missing)}")
+    which += f", {model['backbone']} {model['arm']} {model['seed']},"
+    if next(iter(model["arm"].split()), None) not in NAMES:
+        raise ValueError(f"{which} is of an unknown arm; known are {', '.join(NAMES)}")
+    readings = [reading for reading in READINGS if reading in model]
+    if not readings:
+        raise ValueError(f"{which} has none of the readings {', '.join(READINGS)}")
+    for reading in readings:
+        missing = [measure for measure in MEASURES if not isinstance(model[reading].get(measure), int | float)]
+        if missing:
+            raise ValueError(f"{which} has no {', '.join(missing)} by {reading}")
+
+
+def _decisive(setup: dict[str, Any] | None) -> Any:
+    """What of a setup decides its results: of a set of images its folder's name, wherever that lies; not ``FREE_OPTIONS``."""
+
+    def named(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        kept = [one for before, one in zip(["", *value], value, strict=False) if not {before, one} & {*FREE_OPTIONS}]
+        return [re.sub(r"^.*/(?=[^/]+:[^/:]+$)", "", one) for one in kept]
+
+    return {name: named(value) for name, value in setup.items()} if setup is not None else None
+
+
+def check_setup(path: Path, setup: dict[str, Any]) -> dict[str, Any]:
+    """A file of results, with this setup if it has none yet.
 
     Raises:
         UserError: if the file is about another experiment.
     """
     results = read_results(path)
-    if results["setup"] not in (None, setup):
+    if results["setup"] is not None and _decisive(results["setup"]) != _decisive(setup):
         raise UserError(f"{path}: holds results of another experiment: {results['setup']}, not {setup}")
-    models: Models = results["models"]
-    return models
+    return results | {"setup": results["setup"] or setup}
 
 
 def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Models:
@@ -77,9 +114,10 @@ def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Mode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.parent):
-        models = sorted([m for m in check_setup(path, setup) if key(m) != key(model)] + [model], key=key)
+        results = check_setup(path, setup)
+        models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
         lines = ",\n".join(map(as_json, models))
-        write_text(path, f'{{"setup": {as_json(setup)},\n"models": [\n{lines}\n]}}\n')
+        write_text(path, f'{{"setup": {as_json(results["setup"])},\n"models": [\n{lines}\n]}}\n')
     return models
 
 
