@@ -266,6 +266,7 @@ def test_results_are_the_same_experiments_wherever_its_images_lie(tmp_path):
     [
         ('{"models"', "Expecting ':'"),
         ('{"models": []}', "no setup"),
+        ('{"setup": [], "models": []}', "no setup"),
         ('{"setup": {}}', "models"),
         ([a_model("original", 0, 1.0), {"arm": "original"}], "model 2 has no backbone, seed"),
         ([a_model("best", 0, 1.0)], "model 1, lite0 best 0, is of an unknown arm; known are original, "),

@@ -47,7 +47,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     with naming(path, "not a file of results"):
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setup": None, "models": []}
-        if not isinstance(results["models"], list) or "setup" not in results:
+        if not (isinstance(results["models"], list) and isinstance(results.get("setup", ""), dict | None)):
             raise TypeError("no list of models, or no setup")
         for number, model in enumerate(results["models"], 1):
             _check_model(f"model {number}", model)
