@@ -25,6 +25,7 @@ from fcos_example import EXAMPLE, metrics_of, options
 from losses import LOSSES, Criterion
 from mgassign import IGNORE, Assignment, PointGrid, TaskAligned, mutual_guidance_assign, task_aligned_assign
 from model import FCOS, Predictions
+from table import FREE_OPTIONS
 from trainer import Trainer
 
 
@@ -162,6 +163,16 @@ def test_images_without_objects_train_the_background(places):
     assert sums[1:].tolist() == [0, 0]
     sums.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_what_makes_no_other_experiment_changes_nothing_of_a_training(data, tmp_path):
+    weights = []
+    for often in ("1", "4"):
+        more = [part for option in FREE_OPTIONS for part in (option, often)]
+        assert train.main([str(tmp_path / often), *options(data, "--val", f"{data}:val", *more)]) == 0
+        weights.append(torch.load(tmp_path / often / "last.pt")["model"])
+    assert (tmp_path / "1" / "epoch-1.pt").exists()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])  # within an epoch of two steps, and at the end of one

@@ -1,6 +1,6 @@
 """Looks for why a strategy helps or does not: how far class scores follow true overlaps, and what is chosen by them.
 
-    python examples/fcos/diagnose.py runs/frozen8/lite0-* --data voc2007test:val --json why.json --figure why.png
+    python examples/fcos/diagnose.py runs/frozen8/lite0-{original,mutual,l2c,c2l}-? --data runs/voc2007test:val --figure why.png
 
 Of each run the last checkpoint, and those that train.py --keep-every kept. Of each object with at least three points, all
 that lie in it on its own level: Spearman's correlation of score and overlap, the overlap of the point that scores best

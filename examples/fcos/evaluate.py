@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="FOLDER:SPLIT", help="images to score it on")
     parser.add_argument("--coco", action="store_true", help="also COCO's AP; needs pycocotools")
     parser.add_argument("--limits", choices=list(LIMITS), default="authors", help="which detections are scored: authors: "
-                        "scores above .005 and 300 an image, as in their code; fcos: above .05 and 100")  # fmt: skip
+                        "scores above .005 and 300 an image, as in their code; fcos: above .05 and 100; with both only "
+                        f"the {MOST_BEFORE:,} best scores of an image come to NMS, where the authors' code has no bound")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the scores there too")
     parser.add_argument("--batch", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
