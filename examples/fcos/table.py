@@ -75,7 +75,7 @@ def _check_model(which: str, model: dict[str, Any]) -> None:
             raise ValueError(f"{which} has no {', '.join(missing)} by {reading}")
 
 
-def _decisive(setup: dict[str, Any] | None) -> Any:
+def _decisive(setup: dict[str, Any]) -> dict[str, Any]:
     """What of a setup decides its results: of a set of images its folder's name, wherever that lies; not ``FREE_OPTIONS``."""
 
     def named(value: Any) -> Any:
@@ -84,7 +84,7 @@ def _decisive(setup: dict[str, Any] | None) -> Any:
         kept = [one for before, one in zip(["", *value], value, strict=False) if not {before, one} & {*FREE_OPTIONS}]
         return [re.sub(r"^.*/(?=[^/]+:[^/:]+$)", "", one) for one in kept]
 
-    return {name: named(value) for name, value in setup.items()} if setup is not None else None
+    return {name: named(value) for name, value in setup.items()}
 
 
 def check_setup(path: Path, setup: dict[str, Any]) -> dict[str, Any]:
