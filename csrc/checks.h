@@ -189,7 +189,7 @@ inline void check_rows(const std::vector<int64_t>& offsets, const Tensor& gt_box
         gt_boxes.numel() / 4);
 }
 
-// The same with gt_offsets read, so only for tensors in host memory.
+// The same with gt_offsets read, so only for tensors in host memory; what check_objects() asks has been asked.
 inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
                                           const std::optional<std::vector<int64_t>>& gt_counts) {
   std::vector<int64_t> offsets;

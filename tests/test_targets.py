@@ -1,4 +1,4 @@
-"""take and centerness: from owners to what a loss wants."""
+"""take, dense_scores and centerness: from owners to what a loss wants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mgassign import amplified_centerness, centerness, dense_scores, reference, take
+from mgassign import amplified_centerness, centerness, dense_scores, reference, take, task_aligned_assign
 from scenes import FORMS, in_form, scene
 
 
@@ -232,3 +232,58 @@ def test_centerness_of_any_dtype(dtype):
 def test_centerness_refuses(ltrb, error, message):
     with pytest.raises(error, match=message):
         centerness(ltrb)
+
+
+def test_dense_scores():
+    of = scene(objects=(4, 0, 9), seed=15)
+    found = task_aligned_assign(of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, activation="sigmoid")
+    scores = dense_scores(found.owner, found.target, of.gt_labels, 6)
+    for b, labels in enumerate(of.gt_labels):
+        expected = torch.zeros(of.grid.num_points, 6)
+        for point in (found.owner[b] >= 0).nonzero().flatten().tolist():
+            expected[point, labels[found.owner[b, point]]] = found.target[b, point]
+        assert torch.equal(scores[b], expected)
+    for form in ("padded", "jagged"):
+        assert torch.equal(dense_scores(found.owner, found.target, in_form(form, of.gt_labels, -1), 6), scores)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        labels = [of_image.to(dtype) for of_image in of.gt_labels]
+        assert torch.equal(dense_scores(found.owner, found.target, labels, 6), scores)
+        assert torch.equal(dense_scores(found.owner, found.target, labels, 300)[..., :6], scores)
+    assert dense_scores(found.owner, found.target.half(), of.gt_labels, 6).dtype == torch.float16
+    with pytest.raises(TypeError, match=r"gt_labels\[2\]: expected an integer tensor, got torch.float32"):
+        dense_scores(found.owner, found.target, [*of.gt_labels[:2], of.gt_labels[2].float()], 6)
+    with pytest.raises(ValueError, match=r"target: expected shape \[3, 2125\], got \[3, 2124\]"):
+        dense_scores(found.owner, found.target[:, 1:], of.gt_labels, 6)
+    with pytest.raises(TypeError, match="owner: expected a tensor, got NoneType"):
+        dense_scores(None, found.target, of.gt_labels, 6)
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, less than 2\\^31, got 0"):
+        dense_scores(found.owner, found.target, of.gt_labels, 0)
+
+
+@pytest.mark.parametrize(
+    ("gt_labels", "error", "message"),
+    [
+        (None, TypeError, "gt_labels: expected a list of tensors or a tensor, got NoneType"),
+        ([torch.tensor([1])], ValueError, r"gt_labels: expected one tensor per image \(2\), got 1"),
+        ([torch.tensor([1]), torch.tensor(2)], ValueError, r"gt_labels\[1\]: expected shape \[G, ...\], got \[\]"),
+        ([torch.tensor([[1]])] * 2, ValueError, r"gt_labels: expected one number per object, got shape \[1\] for each"),
+        (
+            torch.ones(2, 3, 1).long(),
+            ValueError,
+            r"gt_labels: expected one number per object, got shape \[1\] for each",
+        ),
+        (torch.ones(1, 3).long(), ValueError, r"gt_labels: expected shape \[2, G\], got \[1, 3\]"),
+    ],
+)
+def test_dense_scores_refuses_labels_by_their_name(gt_labels, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        dense_scores(torch.zeros(2, 5).long(), torch.zeros(2, 5), gt_labels, 4)
+
+
+def test_dense_scores_of_points_that_have_no_class():
+    """Nobody's, a region's, padding's, of a class that has no column: whatever their target is, it goes nowhere."""
+    owner, labels = torch.tensor([[0, -1, -2, 1, 2, 3]]), [torch.tensor([2, -1, 3, -2])]
+    scores = dense_scores(owner, torch.tensor([[0.5, torch.nan, 1.0, 1.0, torch.inf, 1.0]]), labels, 3)
+    assert scores.is_contiguous()
+    assert scores.nonzero().tolist() == [[0, 0, 2]]
+    assert scores[0, 0, 2] == 0.5
