@@ -148,7 +148,8 @@ def pack(
     counts = []
     for b, of_image in enumerate(objects):
         # The names are only made where there is something to say: this runs for every image of every step.
-        shape = of_image.shape if type(of_image) is Tensor and of_image.layout is torch.strided else ()
+        plain = type(of_image) is Tensor and of_image.layout is torch.strided and not of_image.is_nested
+        shape = of_image.shape if plain else ()
         if not shape or shape[1:] != tail or of_image.dtype not in dtypes or of_image.device != like.device:
             _checks.tensor(f"{name}[{b}]", of_image, dtypes=dtypes, like=like)
             _checks.shape(f"{name}[{b}]", of_image, ("G", *tail))

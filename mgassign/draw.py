@@ -295,7 +295,7 @@ def _pixels(image: Any) -> tuple[Any, tuple[float, float]]:
         image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
         image = (image.permute(1, 2, 0) if first in (1, 3) else image).expand(-1, -1, 3).numpy()
     if hasattr(image, "shape"):
-        if len(image.shape) < 2 or (len(image.shape) == 3 and image.shape[2] not in (1, 3, 4)):
+        if len(image.shape) not in (2, 3) or (len(image.shape) == 3 and image.shape[2] not in (1, 3, 4)):
             raise ValueError(f"image: expected an array [H, W, 3], got {list(image.shape)}")
         return image, (int(image.shape[0]), int(image.shape[1]))
     if not hasattr(image, "size"):

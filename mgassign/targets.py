@@ -34,7 +34,7 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     Raises:
         TypeError: if an argument's type or dtype is not as above.
         ValueError: if a shape, device, count or ``fill`` is not as above, or an image has no such object. The last is
-            told on CPU only, and not by compiled code.
+            told on CPU only, and neither by compiled code nor under ``torch.func``'s transforms.
 
     >>> owner = torch.tensor([[0, -1, 1], [-1, 0, -2]])
     >>> take(owner, [torch.tensor([7, 8]), torch.tensor([9])], fill=-1)

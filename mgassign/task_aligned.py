@@ -149,10 +149,11 @@ def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes:
     elif isinstance(gt_labels, (list, tuple)):
         for b, of_image in enumerate(gt_labels):
             _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
+        gt_labels = [of_image.long() for of_image in gt_labels]  # of several dtypes, maybe
     labels = take_named("gt_labels", owner, gt_labels).long()
     if labels.dim() != 2:
         raise ValueError(f"gt_labels: expected one number per object, got shape {list(labels.shape[2:])} for each")
     # Points that have no class write a 0 over a 0: no shape depends on values, and nothing waits for them.
     has_class = (owner >= 0) & (labels >= 0) & (labels < num_classes)
     column, value = labels.where(has_class, 0), target.where(has_class, 0)
-    return target.new_zeros((*owner.shape, num_classes)).scatter_(2, column[..., None], value[..., None])
+    return value.new_zeros((*owner.shape, num_classes)).scatter_(2, column[..., None], value[..., None])

@@ -149,6 +149,7 @@ def test_without_an_image_the_axes_hold_all_points_of_any_scale():
         (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(2, 64, 96)}),
         (ValueError, r"image: expected shape \[3, H, W\]", {"image": torch.zeros(64, 96)}),
         (ValueError, r"image: expected an array \[H, W, 3\], got \[3, 64, 96\]", {"image": np.zeros((3, 64, 96))}),
+        (ValueError, r"image: expected an array \[H, W, 3\], got \[1, 3, 6, 9\]", {"image": np.zeros((1, 3, 6, 9))}),
         (TypeError, "image: expected a tensor, an array or a picture of PIL, got str", {"image": "x.png"}),
         (ValueError, "names: expected one for each of 1 boxes, got 2", {"names": ["a", "b"]}),
         (ValueError, r"places: expected shape \[A, 4\]", {"places": torch.zeros(3, 2)}),

@@ -149,6 +149,10 @@ ASSIGN_ERRORS = {
         {"gt_boxes": [of_image.to_sparse() for of_image in BOXES]}, TypeError,
         "gt_boxes[0]: expected a dense tensor, got torch.sparse_coo",
     ),
+    "a list of nested boxes": (
+        {"gt_boxes": [torch.nested.nested_tensor([boxes]) for boxes in BOXES]}, TypeError,
+        "gt_boxes[0]: expected a dense tensor, got a nested one of layout torch.strided",
+    ),
     "a list of dense and sparse boxes": (
         {"gt_boxes": [BOXES[0], BOXES[1].to_sparse()]}, TypeError,
         "gt_boxes[1]: expected a dense tensor, got torch.sparse_coo",

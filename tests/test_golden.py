@@ -274,20 +274,45 @@ def test_assignments_for_any_number_of_threads():
 
 @pytest.fixture
 def flushed():
-    """The calling thread takes subnormal numbers for 0, as some training scripts ask it to; the only thread there is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    if not torch.set_flush_denormal(True):
+    """The calling thread takes subnormal numbers for 0, as some training scripts ask it to; the one that helps does not."""
+    if not torch.set_flush_denormal(False):
         pytest.skip("this processor does not flush")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(1_000_000).mul_(2)  # so that it is there already
+    torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)
     torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("flushed")
-@pytest.mark.parametrize("name", [name for name in CALLS if "building blocks" not in name])  # which give small numbers
+@pytest.mark.parametrize("name", CALLS)
 def test_assignments_where_small_numbers_are_flushed(name):
     assert digest(CALLS[name]()) == GOLDEN["assignments"][name]
+
+
+SQUARE = torch.tensor([[0.0, 0, 2.0**-66, 2.0**-66]])
+# Of as many boxes as give each thread work, with areas between all and none of the square's.
+SQUARES = SQUARE * torch.logspace(0, -4, 40_000, base=2.0)[:, None]
+SUBNORMAL = {
+    "box_iou": lambda: [box_iou(SQUARES, SQUARE)],
+    "max_iou": lambda: max_iou_assign(SQUARES, [SQUARE], low_quality="first"),
+    "anchors": lambda: anchor_mutual_guidance_assign(
+        SQUARES, SQUARES[None], torch.zeros(1, 40_000, 1), [SQUARE], [torch.tensor([0])]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUBNORMAL)
+def test_subnormal_areas_where_they_are_flushed(name, request):
+    expected = SUBNORMAL[name]()
+    request.getfixturevalue("flushed")
+    assert all(map(torch.equal, SUBNORMAL[name](), expected))
+    assert not torch.full((4,), 2.0**-130).mul(1).any(), "the calling thread does not flush any more"
+    torch.set_flush_denormal(False)
+    assert all(map(torch.equal, SUBNORMAL[name](), expected))
+    assert any(value.any() for value in expected)
 
 
 # The math alone, with every compiler at hand; for aarch64 run by an emulator.

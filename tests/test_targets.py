@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given
@@ -187,10 +189,15 @@ def test_under_vmap():
     owner, labels = torch.tensor([[[0, -1, 1]], [[1, 0, -2]]]), torch.tensor([[[3, 4]], [[5, 6]]])
     taken = torch.vmap(lambda of, values: take(of, values, fill=-1))(owner, labels)
     assert taken.tolist() == [[[3, -1, 4]], [[6, 5, -1]]]
-    scores = torch.vmap(lambda of, values: dense_scores(of, of + 2.0, values, 8))(owner, labels)
-    assert torch.equal(
-        scores, torch.stack([dense_scores(of, of + 2.0, own, 8) for of, own in zip(owner, labels, strict=True)])
-    )
+    arguments = owner, owner + 2.0, labels
+    for dims in product((0, None), repeat=3):
+        mapped = [of if dim == 0 else of[0] for of, dim in zip(arguments, dims, strict=True)]
+        if 0 not in dims:
+            continue
+        scores = torch.vmap(lambda *of: dense_scores(*of, 8), in_dims=dims)(*mapped)
+        for i in (0, 1):
+            own = [of if dim is None else of[i] for of, dim in zip(mapped, dims, strict=True)]
+            assert torch.equal(scores[i], dense_scores(*own, 8))
 
 
 def test_centerness_by_hand():
@@ -249,6 +256,8 @@ def test_dense_scores():
         labels = [of_image.to(dtype) for of_image in of.gt_labels]
         assert torch.equal(dense_scores(found.owner, found.target, labels, 6), scores)
         assert torch.equal(dense_scores(found.owner, found.target, labels, 300)[..., :6], scores)
+    of_several = [of.gt_labels[0], of.gt_labels[1].int(), of.gt_labels[2].to(torch.uint8)]
+    assert torch.equal(dense_scores(found.owner, found.target, of_several, 6), scores)
     assert dense_scores(found.owner, found.target.half(), of.gt_labels, 6).dtype == torch.float16
     with pytest.raises(TypeError, match=r"gt_labels\[2\]: expected an integer tensor, got torch.float32"):
         dense_scores(found.owner, found.target, [*of.gt_labels[:2], of.gt_labels[2].float()], 6)

@@ -102,6 +102,18 @@ def test_a_contested_point_goes_to_the_highest_overlap_even_of_who_did_not_choos
     assert alone.owner.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("side", [3.8e-23, 1.2e-22, 1e-20, 1e-15])
+def test_a_contest_of_overlaps_that_are_subnormal(side):
+    grid = PointGrid.from_features([(1, 1)], strides=(8,), offset=0)
+    half = torch.tensor([[1e-3], [9e-4]]).sqrt() / 2
+    arguments = (torch.tensor([[0, 0, side, side]]), torch.ones(1, 1), torch.cat([-half, -half, half, half], 1))
+    settings = TaskAligned(alpha=1.0, beta=1.0, k=1, overlap="iou")
+    owner, *_ = reference.task_aligned_assign(grid, *arguments, torch.tensor([0, 0]), settings)
+    assert owner.tolist() == [1]
+    found = task_aligned_assign(grid, *(one[None] for one in arguments), torch.zeros(1, 2).long(), settings)
+    assert found.owner.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_agrees_with_the_reference(settings):
     differing = 0

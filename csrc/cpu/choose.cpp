@@ -84,7 +84,9 @@ namespace {
 
 // `least`, or 0 where what an object of this area must have in common with another box is so little that roundings
 // are as large.
-float without_tiny_product(float least, float area) { return least_in_common(least, area) == 0.0f ? 0.0f : least; }
+float without_tiny_product(float least, float area) {
+  return least > 0.0f && least_in_common(least, area) == 0.0f ? 0.0f : least;
+}
 
 // Writes those of `left` points from j on behind the `count` that are found already; how many there are then.
 MGASSIGN_INLINE int64_t find(const Objects& predictions, int64_t j, int64_t left, const Box& box, float area,

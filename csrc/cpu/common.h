@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 
 #include "../checks.h"
 #include "../memory.h"
@@ -35,7 +36,23 @@ namespace mgassign::cpu {
 // So many numbers at a time suit vector code for every instruction set.
 constexpr int64_t kLanes = 16;
 
-// An operator whose own containers may run out of memory too. Large ones are made by new_tensor() and new_values(),
+// For as long as it lives, its thread's numbers are IEEE 754's own. Whether they are otherwise is each thread's own
+// choice (torch.set_flush_denormal), and what one thread finds another one looks up.
+class PlainNumbers {
+ public:
+  PlainNumbers() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~PlainNumbers() { std::fesetenv(&before_); }
+  PlainNumbers(const PlainNumbers&) = delete;
+  PlainNumbers& operator=(const PlainNumbers&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
+// An operator with plain numbers, whose own containers may run out of memory too. Large ones are made by new_tensor() and new_values(),
 // which tell how much was wanted.
 template <auto kOperator>
 struct Guarded;
@@ -43,6 +60,7 @@ struct Guarded;
 template <typename Result, typename... Arguments, Result (*kOperator)(Arguments...)>
 struct Guarded<kOperator> {
   static Result call(Arguments... arguments) {
+    const PlainNumbers plain;
     try {
       return kOperator(std::forward<Arguments>(arguments)...);
     } catch (const std::bad_alloc&) {
@@ -79,6 +97,7 @@ void for_each_unit(int64_t units, int64_t threads, const Body& body) {
   };
   if (threads == 1) return run(0);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const PlainNumbers plain;
     for (int64_t slot = begin; slot < end; ++slot) run(slot);
   });
 }

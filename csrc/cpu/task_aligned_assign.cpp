@@ -156,7 +156,8 @@ class Assigner {
         const TaskAligned::Object& rival = objects_[first + window.index];
         if (!rule_.holds(window.box, at)) continue;
         const Overlap both = overlap_of(predicted, area, rival.box, rival.area);
-        if (!(both.intersection > best * both.total * 0.9999f)) continue;  // and overlap() is no more than their ratio
+        // And overlap() is no more than their ratio.
+        if (!(both.intersection > least_in_common(best * 0.9999f, both.total))) continue;
         const float overlap = rule_.overlap(predicted, rival);
         if (!(overlap > best)) continue;
         best = overlap;
