@@ -13,9 +13,9 @@ what compiling costs is not counted, it happens in the calls before the timed on
 Extra memory is what a call needs at its peak beyond its inputs and outputs: the growth of the process's peak resident
 memory (VmHWM, reset before the call) less the bytes of the outputs. Before it, a call on a small batch loads code and
 starts threads, and malloc_trim gives free heap pages back to the system: pages left over from making the inputs would
-otherwise be reused unseen. A system that takes pages of loaded code back during the call hides as much of its growth, so
-the call is then measured again. Accurate to some tenths of a MiB, less so where huge pages are on for everything. Linux
-with glibc only, elsewhere '-'.
+otherwise be reused unseen. Pages of files, such as loaded code, do not count; where the system takes some back during the
+call, which hides as much growth, the call is measured again. Accurate to about 0.1 MiB for small amounts, to 1 % for
+large ones, less so where huge pages are on for everything. Linux with glibc only, elsewhere '-'.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OPERATORS = {  # and which inputs they take, after the grid
 REFERENCES = ("eager", "compiled")
 WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
 MOST_PAIRS_CHECKED = 50_000_000  # of a point and an object: what the reference does in some seconds
-MEMORY_CALLS = 5  # at most, for a system that takes pages back: it hides growth and never adds to it
+MEMORY_CALLS = 5  # at most, for a system that takes pages back
 ROUNDING_SHARE = 0.001  # of the positives: scores that differ by rounding may swap places
 
 
@@ -116,9 +116,9 @@ def check(inputs: Inputs) -> dict[str, Any]:
 def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     """What a call needs at its peak beyond inputs and outputs; see the top of this file."""
 
-    def resident(which: str) -> int:
-        found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(found[1]) * 1024 if found else 0
+    def resident(*which: str) -> int:
+        found = re.findall(rf"^(?:{'|'.join(which)}):\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return 1024 * sum(map(int, found))
 
     extra = 0
     for _ in range(MEMORY_CALLS):
@@ -127,10 +127,11 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
             Path("/proc/self/clear_refs").write_text("5")
         except (OSError, AttributeError, TypeError):  # not Linux, not glibc, or not permitted
             return None
-        before, code = resident("VmHWM"), resident("RssFile")
+        before, of_files = resident("VmHWM"), resident("RssFile", "RssShmem")
         results = sum(output.nbytes for output in call())
-        extra = max(extra, resident("VmHWM") - before - results)
-        if resident("RssFile") >= code:
+        growth, of_files = resident("VmHWM") - before, resident("RssFile", "RssShmem") - of_files
+        extra = max(extra, growth - max(0, of_files) - results)
+        if of_files >= 0:
             break
     return extra
 
