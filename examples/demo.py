@@ -70,7 +70,12 @@ def read_scene(image_path: Path, annotation_path: Path) -> Scene:
         if image.mode.startswith("I;16"):  # Pillow would make white of all above 255
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # the third: Pillow, of broken PNGs
         raise InputError(f"cannot read the image {image_path}: {error}") from error
     names, boxes = [], []
     try:

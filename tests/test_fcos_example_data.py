@@ -334,6 +334,13 @@ def test_the_demo_scales_sixteen_bits_to_eight(demo, folder):
     assert demo.read_scene(path, annotation).image.getextrema() == ((100, 100),) * 3
 
 
+def break_png(image: Path, xml: Path) -> None:
+    Image.new("RGB", (64, 64)).save(image, format="PNG")
+    content = bytearray(image.read_bytes())
+    content[content.index(b"IDAT") - 4 : content.index(b"IDAT")] = b"\0\0\0\1"  # its length
+    image.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -342,6 +349,7 @@ def test_the_demo_scales_sixteen_bits_to_eight(demo, folder):
             r"the annotation .*train_0000\.xml: unknown encoding",
         ),
         (lambda image, xml: xml.write_text("<object>"), r"the annotation .*train_0000\.xml: no element found"),
+        (break_png, r"the image .*train_0000\.jpg: broken PNG file"),
         (lambda image, xml: image.write_text("x"), r"the image .*train_0000\.jpg: cannot identify image file"),
         (
             lambda image, xml: spoil_image("float")[0](image),

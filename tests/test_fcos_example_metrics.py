@@ -193,6 +193,20 @@ def test_arms_are_compared_with_the_original_of_the_same_options():
     assert "difference" not in summary["lite0", "l2c -x"]["AP"]
 
 
+@pytest.mark.parametrize("options", ["--no-level-gate", "--min-points 8", "--min-points=8 --original-epochs 1"])
+def test_what_the_original_strategy_does_not_know_makes_no_other_original(options):
+    pytest.importorskip("scipy")
+    arms = {
+        "original": 1.0,
+        f"mutual {options}": 4.0,
+        "original --quality iou": 10.0,
+        f"mutual {options} --quality iou": 15.0,
+    }
+    summary = summarize([a_model(arm, 0, ap) for arm, ap in arms.items()], "class alone")
+    assert summary["lite0", f"mutual {options}"]["AP"]["difference"] == 3
+    assert summary["lite0", f"mutual {options} --quality iou"]["AP"]["difference"] == 5
+
+
 def test_the_interval_over_images_is_of_differences():
     """Sets of images are easy or hard for both models alike; where they differ by a constant, the interval is a point."""
     pytest.importorskip("scipy")
@@ -206,6 +220,13 @@ def test_the_interval_over_images_is_of_differences():
     assert entry["AP"]["images_interval"] == pytest.approx([1.5, 1.5])
     assert entry["AP75"]["images_interval"] == pytest.approx([0, 0])
     assert "+1.5 to +1.5" in markdown(models)
+    # Sets of images without an object say nothing, and where there are no others there is no interval.
+    models = [
+        a_model(arm, 0, 50.0, bootstrap={"AP": [None, 1.0], "AP75": [None, None]}) for arm in ("original", "mutual")
+    ]
+    entry = summarize(models, "class alone")["lite0", "mutual"]
+    assert entry["AP"]["images_interval"] == [0, 0]
+    assert "images_interval" not in entry["AP75"]
 
 
 def test_differences_are_drawn_side_by_side(tmp_path, capsys):
@@ -255,6 +276,7 @@ def test_results_are_the_same_experiments_wherever_its_images_lie(tmp_path):
     first = setup("voc", "--eval-every", "8", "--amp", "bf16")
     add_result(path, first, a_model("mutual", 0, 1.0))
     add_result(path, setup("runs/voc", "--amp", "bf16", "--keep-every", "2"), a_model("mutual", 1, 2.0))
+    add_result(path, setup("runs/voc", "--eval-every=4", "--amp=bf16"), a_model("mutual", 1, 2.0))
     assert read_results(path)["setup"] == first
     for other in (setup("coco", "--amp", "bf16"), setup("voc"), setup("voc", "--amp", "bf16", epochs="9")):
         with pytest.raises(UserError, match=r"results\.json: holds results of another experiment"):
@@ -272,6 +294,17 @@ def test_results_are_the_same_experiments_wherever_its_images_lie(tmp_path):
         ([a_model("best", 0, 1.0)], "model 1, lite0 best 0, is of an unknown arm; known are original, "),
         ([a_model("", 0, 1.0)], "is of an unknown arm"),
         ([a_model("mutual", 0, 1.0, AP50=None, AP75=None)], "mutual 0, has no AP50, AP75 by class alone"),
+        ([a_model("mutual", 0, 1.0) | {"seed": None}], "model 1 has no seed"),
+        ([a_model("mutual", 0, 1.0) | {"backbone": ["lite0"]}], "model 1 has no backbone"),
+        ([a_model("mutual", 0, float("inf"))], "mutual 0, has no AP, AP50, AP75 by class alone"),
+        ([a_model("mutual", 0, 1.0, bootstrap=None)], "'NoneType'"),
+        ([a_model("mutual", 0, 1.0, bootstrap={"AP": 1})], "something other than numbers as bootstrap of AP by class"),
+        ([a_model("mutual", 0, 1.0, bootstrap={"AP": ["1"]})], "something other than numbers as bootstrap of AP by"),
+        (
+            [a_model("mutual", s, 1.0, bootstrap={"AP": [1.0] * n}) for s, n in ((0, 3), (1, 2))],
+            "bootstraps of different lengths: 2, 3",
+        ),
+        ([a_model("mutual", 0, 1.0)] * 2, "lite0 mutual 0 is there 2 times"),
         ([{"backbone": "lite0", "arm": "mutual", "seed": 0}], "has none of the readings class x quality, class alone"),
     ],
 )

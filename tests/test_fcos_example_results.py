@@ -102,9 +102,15 @@ def test_what_diagnose_tells_of_an_object():
 
 def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
     folders = [tmp_path / "one", tmp_path / "two"]
-    for folder, assigner, kept in zip(folders, ("original", "mutual"), ("1", "2"), strict=True):
-        more = ["--epochs", "3", "--assigner", assigner, "--keep-every", kept]
-        assert train.main([str(folder), *options(data, *more)]) == 0
+    elsewhere = tmp_path / "elsewhere" / data.name
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(data)
+    for folder, assigner, images, kept in zip(
+        folders, ("original", "mutual"), (data, elsewhere), ("1", "2"), strict=True
+    ):
+        # How often it was scored and kept, and where its images lie, makes no other training.
+        more = ["--epochs", "3", "--assigner", assigner, "--keep-every", kept, "--eval-every", kept]
+        assert train.main([str(folder), *options(images, *more)]) == 0
     assert sorted(path.name for path in folders[0].glob("*.pt")) == ["epoch-1.pt", "epoch-2.pt", "last.pt"]
     written = ["--json", str(tmp_path / "why.json"), "--figure", str(tmp_path / "why.svg")]
     assert diagnose.main([*map(str, folders), "--data", f"{data}:test", "--device", "cpu", *written]) == 0

@@ -25,9 +25,12 @@ done
 [[ $# == 0 ]] || parts=("$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python="${PYTHON:-python3}"
-# Without one all GPU tests are skipped, and the parts would pass.
-"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch sees no GPU" >&2; exit 1; }
 export PYTHONPATH="$PWD" MGASSIGN_CUDA=1 MGASSIGN_STRICT=1
+# Without a GPU, and without kernels, all GPU tests are skipped, and the parts would pass.
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch sees no GPU" >&2; exit 1; }
+[[ " ${parts[*]} " == *" build "* ]] ||
+  "$python" -c 'import sys; from mgassign import _library; sys.exit(_library.cuda_library is None)' ||
+  { echo "no CUDA kernels are built: name the part build, too" >&2; exit 1; }
 most_log_bytes=1000000
 # What stands in for a GPU where there is none has no place here.
 pytest=("$python" -m pytest -q -rs -p no:cacheprovider -m "not ptx")

@@ -52,8 +52,8 @@ class PlainNumbers {
   std::fenv_t before_;
 };
 
-// An operator with plain numbers, whose own containers may run out of memory too. Large ones are made by new_tensor() and new_values(),
-// which tell how much was wanted.
+// An operator with plain numbers, whose own containers may run out of memory too. Large ones are made by new_tensor()
+// and new_values(), which tell how much was wanted.
 template <auto kOperator>
 struct Guarded;
 

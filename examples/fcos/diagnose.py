@@ -29,6 +29,7 @@ from evaluate import READINGS, load_model, readings_of
 from losses import paired_iou
 from mgassign import fcos_assign, mutual_guidance_assign, take
 from model import FCOS
+from options import FREE_SETTINGS
 from runs import (
     HelpFormatter,
     RunFolder,
@@ -41,7 +42,7 @@ from runs import (
     write_figure,
     write_json,
 )
-from table import NAMES
+from table import NAMES, by_name
 
 LEAST_POINTS = 3  # of an object: two are in order or not
 BEST = "best at hand"
@@ -144,7 +145,7 @@ def check_alike(runs: Sequence[Path]) -> None:
         config = dict(load_checkpoint(RunFolder(run).last)["config"])
         which = config.pop("assigner"), config.pop("seed")
         for name, value in config.items():
-            if alike.setdefault(name, value) != value:
+            if name not in FREE_SETTINGS and by_name(alike.setdefault(name, value)) != by_name(value):
                 told = f"{name} was {value!r} there, {alike[name]!r} in {runs[0]}"
                 raise UserError(f"{run}: expected runs that differ in --assigner and --seed, but {told}")
         if seen.setdefault(which, run) != run:

@@ -14,7 +14,8 @@ from runs import HelpFormatter, positive, seed
 
 # What may change from a start to the next: it says how to compute, not what.
 FREE_SETTINGS = (
-    "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every"
+    "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every",
+    "eval_every",
 )  # fmt: skip
 
 

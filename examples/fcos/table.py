@@ -37,6 +37,8 @@ NAMES = {
 Models = list[dict[str, Any]]
 # With their values, options of train.py that change nothing of the last checkpoint.
 FREE_OPTIONS = ("--eval-every", "--keep-every", "--log-every")
+# And those that change nothing of the original strategy, with how many values each has.
+GUIDANCE_OPTIONS = {"--min-points": 1, "--no-level-gate": 0, "--original-epochs": 1}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def read_results(path: Path) -> dict[str, Any]:
             raise TypeError("no list of models, or no setup")
         for number, model in enumerate(results["models"], 1):
             _check_model(f"model {number}", model)
+        _check_together(results["models"])
     return results
 
 
@@ -60,7 +63,9 @@ def _check_model(which: str, model: dict[str, Any]) -> None:
     Raises:
         ValueError: if they cannot; the message says why.
     """
-    missing = [name for name in ("backbone", "arm", "seed") if name not in model]
+    missing = [
+        name for name, kind in (("backbone", str), ("arm", str), ("seed", int)) if type(model.get(name)) is not kind
+    ]
     if missing:
         raise ValueError(f"{which} has no {', '.join(missing)}")
     which += f", {model['backbone']} {model['arm']} {model['seed']},"
@@ -70,21 +75,57 @@ def _check_model(which: str, model: dict[str, Any]) -> None:
     if not readings:
         raise ValueError(f"{which} has none of the readings {', '.join(READINGS)}")
     for reading in readings:
-        missing = [measure for measure in MEASURES if not isinstance(model[reading].get(measure), int | float)]
+        missing = [measure for measure in MEASURES if not _is_number(model[reading].get(measure))]
         if missing:
             raise ValueError(f"{which} has no {', '.join(missing)} by {reading}")
+        for measure, drawn in model[reading].get("bootstrap", {}).items():
+            # None where none of the images drawn has an object.
+            if not isinstance(drawn, list) or not all(of is None or _is_number(of) for of in drawn):
+                raise ValueError(f"{which} has something other than numbers as bootstrap of {measure} by {reading}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_together(models: Models) -> None:
+    """That models can stand in one table.
+
+    Raises:
+        ValueError: if they cannot; the message says why.
+    """
+    keys = [key_of(model) for model in models]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{' '.join(map(str, key))} is there {keys.count(key)} times")
+    bootstraps = [of.get("bootstrap", {}) for model in models for name, of in model.items() if name in READINGS]
+    lengths = {len(drawn) for bootstrap in bootstraps for drawn in bootstrap.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"bootstraps of different lengths: {', '.join(map(str, sorted(lengths)))}")
+
+
+def key_of(model: dict[str, Any]) -> tuple[str, str, int]:
+    return model["backbone"], model["arm"], model["seed"]
+
+
+def by_name(value: Any) -> Any:
+    """Sets of images by their folders' names, wherever those lie; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return [re.sub(r"^.*/(?=[^/]+:[^/:]+$)", "", one) for one in value]
 
 
 def _decisive(setup: dict[str, Any]) -> dict[str, Any]:
-    """What of a setup decides its results: of a set of images its folder's name, wherever that lies; not ``FREE_OPTIONS``."""
+    """What of a setup decides its results."""
 
-    def named(value: Any) -> Any:
+    def kept(value: Any) -> Any:
         if not isinstance(value, list):
             return value
-        kept = [one for before, one in zip(["", *value], value, strict=False) if not {before, one} & {*FREE_OPTIONS}]
-        return [re.sub(r"^.*/(?=[^/]+:[^/:]+$)", "", one) for one in kept]
+        words = [word for one in value for word in (one.split("=", 1) if one.startswith("--") else [one])]
+        words = [one for before, one in zip(["", *words], words, strict=False) if not {before, one} & {*FREE_OPTIONS}]
+        return by_name(words)
 
-    return {name: named(value) for name, value in setup.items()}
+    return {name: kept(value) for name, value in setup.items()}
 
 
 def check_setup(path: Path, setup: dict[str, Any]) -> dict[str, Any]:
@@ -108,14 +149,10 @@ def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Mode
     Raises:
         UserError: if the file is about another experiment.
     """
-
-    def key(model: dict[str, Any]) -> tuple[str, str, int]:
-        return model["backbone"], model["arm"], model["seed"]
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.parent):
         results = check_setup(path, setup)
-        models = sorted([m for m in results["models"] if key(m) != key(model)] + [model], key=key)
+        models = sorted([m for m in results["models"] if key_of(m) != key_of(model)] + [model], key=key_of)
         lines = ",\n".join(map(as_json, models))
         write_text(path, f'{{"setup": {as_json(results["setup"])},\n"models": [\n{lines}\n]}}\n')
     return models
@@ -124,7 +161,8 @@ def add_result(path: Path, setup: dict[str, Any], model: dict[str, Any]) -> Mode
 def summarize(models: Models, reading: str) -> dict[tuple[str, str], dict[str, Any]]:
     """For each backbone and arm the mean and spread over its seeds, and what distinguishes it from the original strategy.
 
-    Arms differ from the one that has ``original`` in the place of their strategy and the same options, seed by seed. An
+    Arms differ from the one that has ``original`` in the place of their strategy and the same options, but for those of
+    Mutual Guidance alone, seed by seed. An
     interval over seeds is Student's t; one over images is where the difference, averaged over seeds, lies in 95 % of the
     sets of images drawn with replacement.
     """
@@ -143,7 +181,7 @@ def summarize(models: Models, reading: str) -> dict[tuple[str, str], dict[str, A
                 "mean": statistics.mean(values),
                 "sd": statistics.stdev(values) if len(values) > 1 else None,
             }
-        original = arms.get((backbone, " ".join(["original", *arm.split()[1:]])), {})
+        original = arms.get((backbone, _original_of(arm)), {})
         pairs = [(by_seed[seed], original[seed]) for seed in sorted(by_seed.keys() & original.keys())]
         if pairs and arm.split()[0] != "original":
             of_arm["pairs"] = len(pairs)
@@ -151,6 +189,16 @@ def summarize(models: Models, reading: str) -> dict[tuple[str, str], dict[str, A
                 of_arm[measure] |= _difference(pairs, measure)
         summary[backbone, arm] = of_arm
     return summary
+
+
+def _original_of(arm: str) -> str:
+    words, kept = iter(re.split(r"[ =]+", arm)[1:]), ["original"]
+    for word in words:
+        if word not in GUIDANCE_OPTIONS:
+            kept.append(word)
+        for _ in range(GUIDANCE_OPTIONS.get(word, 0)):
+            next(words, None)
+    return " ".join(kept)
 
 
 def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], measure: str) -> dict[str, Any]:
@@ -165,7 +213,8 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], measure: str
         # None, and NaN then, where none of the images drawn has an object.
         drawn = np.array([[scores["bootstrap"][measure] for scores in pair] for pair in pairs], dtype=float)
         differences_drawn = (drawn[:, 0] - drawn[:, 1]).mean(0)
-        entry["images_interval"] = np.nanquantile(differences_drawn, [0.025, 0.975]).tolist()
+        if np.isfinite(differences_drawn).any():
+            entry["images_interval"] = np.nanquantile(differences_drawn, [0.025, 0.975]).tolist()
     return entry
 
 
