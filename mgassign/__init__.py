@@ -4,6 +4,7 @@ Mutual Guidance, FCOS, task alignment, SimOTA, soft labels, ATSS, max-IoU.
 """
 
 import torch.serialization
+from torch.utils import _pytree
 
 from . import draw as draw
 from ._objects import IGNORE
@@ -51,18 +52,18 @@ __all__ = [
     "unassigned",
 ]
 
-# Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
-torch.serialization.add_safe_globals(
-    [
-        AnchorAssignment,
-        Assignment,
-        AtssAssignment,
-        DynamicKAssignment,
-        OriginalAssignment,
-        PointGrid,
-        SimOTA,
-        SoftLabel,
-        TaskAligned,
-        TaskAlignedAssignment,
-    ]
+_RESULTS = (
+    AnchorAssignment,
+    Assignment,
+    AtssAssignment,
+    DynamicKAssignment,
+    OriginalAssignment,
+    TaskAlignedAssignment,
 )
+# Checkpoints may hold a grid or an assignment: torch.load takes them with weights_only, its default.
+torch.serialization.add_safe_globals([*_RESULTS, PointGrid, SimOTA, SoftLabel, TaskAligned, Unassigned])
+# Exported programs may return an assignment, and are saved. What torch has for that is private to it.
+if hasattr(_pytree, "_register_namedtuple"):
+    for _result in _RESULTS:
+        if _result not in _pytree.SUPPORTED_NODES:  # as after importlib.reload
+            _pytree._register_namedtuple(_result, serialized_type_name=f"mgassign.{_result.__name__}")

@@ -50,7 +50,10 @@ def dense(name: str, value: Tensor) -> None:
 
 def readable(value: Tensor) -> bool:
     """Whether values can be looked at: on a GPU, while compiling, tracing or under vmap nobody can without waiting, or at all."""
-    if value.device.type != "cpu" or type(value) is not Tensor or torch.compiler.is_compiling():
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # Subclasses that leave their work to torch, such as parameters, have values; fake and distributed tensors do it all.
+    if type(value) is not Tensor and type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(value)
 

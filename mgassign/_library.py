@@ -124,6 +124,8 @@ def call(operator: Callable[..., Any], *arguments: Any) -> Any:
         return operator(*arguments)
     except NotImplementedError as error:
         device = next(a.device for a in arguments if isinstance(a, Tensor))
+        if device.type in ("cpu", "cuda"):  # somebody else's: a mode's, or of a subclass of Tensor
+            raise
         raise NotImplementedError(f"mgassign: expected tensors on cpu or cuda, got {device}") from error
     except (RuntimeError, ValueError) as error:
         message = str(error)
@@ -134,6 +136,9 @@ def call(operator: Callable[..., Any], *arguments: Any) -> Any:
             torch.empty(min(int(failed[1]), 2**62), dtype=torch.uint8, device=device)  # raises, in torch's own words
             # Unless what the operator had already has been enough to give back.
             if device.type == "cuda":
+                # A fault of any kernel before comes to light where memory is asked for next. This tells it.
+                if not torch.cuda.is_current_stream_capturing():
+                    torch.cuda.synchronize(device)
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {failed[1]} bytes.") from None
             told = f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {failed[1]} bytes."
             raise RuntimeError(told) from None

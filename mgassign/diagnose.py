@@ -132,7 +132,7 @@ def unassigned(
 def _images(boxes: Packed) -> Iterator[tuple[int, int]]:
     """Where each image's objects begin and end among all."""
     if boxes.counts is not None:
-        ends = torch.tensor([0, *boxes.counts]).cumsum(0).tolist()
+        ends = list(itertools.accumulate(boxes.counts, initial=0))
     elif boxes.offsets is not None:
         ends = boxes.offsets.tolist()
     else:

@@ -233,6 +233,10 @@ class PointGrid:
     def _check_per_point(self, name: str, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_nested:
+            raise TypeError(
+                f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}"
+            )
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
         if value.dim() < 2 or value.shape[-1] != 4 or value.shape[-2] != self.num_points:
@@ -266,7 +270,7 @@ def _number(name: str, value: Any, *, finite: bool = True) -> float:
         return math.inf if value > 0 else -math.inf  # integers beyond any float, too
     if isinstance(value, int):
         return value
-    return int(value) if finite and value == value // 1 else float(value)
+    return int(value) if finite and value == value // 1 else float(value) + 0.0  # of two zeros, that of whole numbers
 
 
 def _cells(side: int, stride: float) -> int:
@@ -283,6 +287,8 @@ def _sides(name: str, values: Any, count: int) -> tuple[int, ...]:
     numbers = [_number(name, side) for side in sides]
     if any(number % 1 != 0 or number < 0 for number in numbers):
         raise ValueError(f"{name}: expected whole numbers of at least 0, got {values!r}")
+    if not name.startswith("size") and any(isinstance(number, int) and number >= 2**31 for number in numbers):
+        raise ValueError(f"{name}: expected numbers below 2^31, got {values!r}")
     return cast(tuple[int, ...], tuple(numbers))
 
 

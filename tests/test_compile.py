@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import io
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
 
+import mgassign
 from mgassign import (
     PointGrid,
     TaskAligned,
@@ -233,6 +236,28 @@ def test_exports_with_a_changing_number_of_objects():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+def test_an_exported_program_that_returns_an_assignment_is_saved():
+    class Assigner(torch.nn.Module):
+        def forward(self, gt_boxes):
+            return fcos_assign(PointGrid.for_image((64, 96)), gt_boxes)
+
+    boxes, file = torch.tensor([[[8.0, 8, 40, 48]]]), io.BytesIO()
+    torch.export.save(torch.export.export(Assigner(), (boxes,)), file)
+    file.seek(0)
+    found = torch.export.load(file).module()(boxes)
+    assert type(found) is type(Assigner()(boxes))
+    assert equal(found, Assigner()(boxes))
+
+
+@pytest.mark.parametrize(
+    "result", [getattr(mgassign, name) for name in mgassign.__all__ if name.endswith("Assignment")]
+)
+def test_every_result_can_be_part_of_a_saved_program(result):
+    values, form = pytree.tree_flatten(result(*range(len(result._fields))))
+    loaded = pytree.treespec_loads(pytree.treespec_dumps(form))
+    assert type(pytree.tree_unflatten(values, loaded)) is result
+
+
 def test_what_exports_runs_packaged(tmp_path):
     class Assigner(torch.nn.Module):
         def forward(self, pred_boxes, pred_logits, gt_boxes, gt_labels):

@@ -96,6 +96,13 @@ def test_lost_are_those_without_points_in_every_form(seed):
         assert unassigned(GRID, found.original, in_form(form, boxes)) == lost
 
 
+def test_on_another_default_device():
+    boxes = [torch.tensor([[8.0, 8, 60, 60]]), torch.tensor([[200.0, 0, 260, 60]])]
+    owner = fcos_assign(GRID, boxes).original
+    with torch.device("meta"):
+        assert reasons(GRID, owner, boxes) == [(1, 0, "outside")]
+
+
 def test_no_images_no_objects_no_points():
     assert unassigned(GRID, torch.empty(0, GRID.num_points, dtype=torch.int64), []) == []
     assert unassigned(GRID, torch.full((1, GRID.num_points), -1), [torch.empty(0, 4)]) == []

@@ -347,6 +347,9 @@ def test_other_devices_are_told_in_one_sentence():
     with pytest.raises(NotImplementedError) as raised:
         _library.call(refuse, torch.empty(2, device="meta"))
     assert str(raised.value) == "mgassign: expected tensors on cpu or cuda, got meta"
+    # What a mode or a subclass of tensors has not implemented is told as it says.
+    with pytest.raises(NotImplementedError, match="thirty lines of torch's own"):
+        _library.call(refuse, torch.empty(2))
 
 
 @pytest.mark.skipif(_library.cuda_library is not None, reason="CUDA kernels are there")

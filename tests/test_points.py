@@ -108,6 +108,7 @@ WRONG = {
     "size, NaN": ({"size": (math.nan, 64)}, ValueError, "size: expected a finite number, got nan"),
     "size, a number": ({"size": 64}, TypeError, "size: expected a sequence of numbers, got int 64"),
     "size of three": ({"size": (3, 64, 64)}, ValueError, "size: expected (height, width), got (3, 64, 64)"),
+    "a side beyond int32 beside none": ({"size": (2**40, 0)}, ValueError, "heights: expected numbers below 2^31, got "),
     "size beyond int32": ({"size": (2**20, 2**20)}, ValueError, "heights, widths: expected fewer than 2^31 points"),
     "offset, NaN": ({"offset": math.nan}, ValueError, "offset: expected a finite number, got nan"),
     "offset, text": ({"offset": "4"}, TypeError, "offset: expected a sequence of numbers, got str '4'"),
@@ -263,3 +264,23 @@ def test_points_are_numbers_times_spacing_plus_offset():
         for k in range(w)
     ]
     assert np.array_equal(grid.points().numpy(), np.array(expected, dtype=np.float32))
+
+
+@pytest.mark.parametrize("convert", ["decode", "encode"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_what_is_not_dense_is_refused(convert):
+    grid = PointGrid.for_image((16, 16), strides=(8,))
+    boxes = torch.zeros(4, 4)
+    for value, got in (
+        (boxes.to_sparse(), "torch.sparse_coo"),
+        (boxes.to_sparse_csr(), "torch.sparse_csr"),
+        (torch.nested.nested_tensor([boxes]), "a nested one"),
+    ):
+        with pytest.raises(TypeError, match=f": expected a dense tensor, got {got}"):
+            getattr(grid, convert)(value)
+
+
+def test_equal_grids_print_alike():
+    grids = [PointGrid.for_image((16, 16), strides=(8,), ranges=[(zero, 64)]) for zero in (0, 0.0, -0.0)]
+    assert grids[0] == grids[1] == grids[2]
+    assert len({repr(grid) for grid in grids}) == 1

@@ -200,6 +200,18 @@ def test_under_vmap():
             assert torch.equal(scores[i], dense_scores(*own, 8))
 
 
+class Named(torch.Tensor):
+    """Of its own type and nothing more, as what torchvision's transforms may give."""
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Named, torch.nn.Parameter])
+def test_no_object_of_another_image_is_taken_whatever_tensors_are(kind):
+    owner = torch.tensor([[0, 3], [1, 2]])
+    owner = torch.nn.Parameter(owner, requires_grad=False) if kind is torch.nn.Parameter else owner.as_subclass(kind)
+    with pytest.raises(ValueError, match=r"owner\[0\]: expected objects below 3, got 3"):
+        take(owner, torch.arange(24.0).view(2, 3, 4))
+
+
 def test_centerness_by_hand():
     ltrb = torch.tensor([[4.0, 2, 4, 2], [1, 2, 4, 2], [1, 1, 4, 9], [0, 2, 4, 2], [-1, 2, 4, 2], [0, 0, 0, 0]])
     assert torch.equal(centerness(ltrb), torch.tensor([1, 0.5, (0.25 * (1 / 9)) ** 0.5, 0, 0, 0]))
