@@ -2,7 +2,7 @@
 # Checks mgassign on a machine with an NVIDIA GPU, part after part, the most telling first.
 #
 #   tools/gpu_check.sh RESULTS              all parts
-#   tools/gpu_check.sh RESULTS PART...      some: versions build tests benchmark lists assigners memcheck racecheck
+#   tools/gpu_check.sh RESULTS PART...      some: versions build tests benchmark lists assigners jit memcheck racecheck
 #                                           initcheck synccheck rest
 #
 # RESULTS gets summary.txt, a line for each part as it ends; logs.tar, what each printed (running.log: the one that was
@@ -10,7 +10,7 @@
 # Uses the Python named by PYTHON (default python3) with the packages it has; downloads nothing.
 set -uo pipefail
 
-parts=(versions build tests benchmark lists assigners memcheck racecheck initcheck synccheck rest)
+parts=(versions build tests benchmark lists assigners jit memcheck racecheck initcheck synccheck rest)
 usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
@@ -46,7 +46,11 @@ print(torch.cuda.get_device_name(), "compute capability", torch.cuda.get_device_
     done
 }
 
-build() { "$python" setup.py build_ext --inplace --force && "$python" -m mgassign; }
+# For the architectures of a wheel, as if no GPU were there to build for: what ships is what is checked.
+build() {
+  env -u TORCH_CUDA_ARCH_LIST CUDA_VISIBLE_DEVICES= "$python" setup.py build_ext --inplace --force &&
+    "$python" -m mgassign
+}
 
 tests() { "${pytest[@]}" tests/test_cuda.py tests/test_cuda_kernels.py; }
 
@@ -58,6 +62,11 @@ lists() { "$python" benchmarks/bench_assign.py --device cuda --objects list --js
 others=(tests/test_task_aligned_cuda.py tests/test_dynamic_k_cuda.py tests/test_atss_cuda.py tests/test_anchors_cuda.py)
 assigners() { "${pytest[@]}" "${others[@]}"; }
 
+# The PTX of a wheel, of which the driver makes what newer GPUs run.
+jit() {
+  CUDA_FORCE_PTX_JIT=1 CUDA_CACHE_DISABLE=1 "${pytest[@]}" tests/test_cuda_kernels.py "${others[@]}" -k GPU
+}
+
 # compute-sanitizer slows kernels down a hundredfold: some small cases. Whether it found anything, its own last line says.
 sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "${pytest[@]}" -x \
@@ -67,7 +76,7 @@ sanitize() {
 }
 memcheck() { sanitize memcheck; }
 racecheck() { sanitize racecheck; }
-initcheck() { sanitize initcheck; }
+initcheck() { MGASSIGN_FILL=0 sanitize initcheck; }  # who fills new tensors hides what is read of them
 synccheck() { sanitize synccheck; }
 
 # The CPU's tests. The math module wants CMake and pybind11; without them its tests are left out.

@@ -42,14 +42,17 @@ using ::ptx_on_cpu::Queue;
 inline void check_cuda(cudaError_t error) {
   if (error == cudaSuccess) return;
   std::string message = std::string("mgassign: CUDA: ") + cudaGetErrorString(error);
-  if (error == cudaErrorNoKernelImageForDevice) {
+  const bool newer_ptx = error == cudaErrorUnsupportedPtxVersion;
+  if (error == cudaErrorNoKernelImageForDevice || newer_ptx) {
     int device = 0, major = 0, minor = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     const std::string capability = std::to_string(major) + "." + std::to_string(minor);
     message = "mgassign: no CUDA kernels for this GPU of compute capability " + capability +
-              ": they need 7.5 or newer, and a build with TORCH_CUDA_ARCH_LIST=" + capability;
+              (newer_ptx ? ", and their PTX is newer than the driver: they need a newer driver, or"
+                         : ": they need 7.5 or newer, and") +
+              " a build with TORCH_CUDA_ARCH_LIST=" + capability;
   }
   throw std::runtime_error(message);
 }
@@ -70,7 +73,9 @@ class Queue {
     check_cuda(cudaGetLastError());
   }
 
-  void zero(void* at, int64_t bytes) const { check_cuda(cudaMemsetAsync(at, 0, bytes, stream_)); }
+  void zero(void* at, int64_t bytes) const {
+    if (bytes > 0) check_cuda(cudaMemsetAsync(at, 0, bytes, stream_));
+  }
 
  private:
   torch::stable::accelerator::DeviceGuard device_;

@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> fcos_assign_cuda(const Tensor& gt_boxes, MGASSIGN_OBJ
   Tensor original = new_tensor(gt_boxes, {batch.num_images(), grid.num_points}, ScalarType::Long);
   Tensor num_points = new_tensor(gt_boxes, {batch.num_objects()}, ScalarType::Long);
   int64_t* const counts = num_points.mutable_data_ptr<int64_t>();
-  if (batch.num_objects() > 0) queue.zero(counts, batch.num_objects() * sizeof(int64_t));
+  queue.zero(counts, batch.num_objects() * sizeof(int64_t));
   if (grid.num_points == 0) return {original, num_points};
 
   Assignment assignment{Levels(grid),

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
   const int32_t* const owner = s.standing[task].owner + first_point;
   const int32_t* const slot = s.standing[task].slot + first_point;
   const int32_t* const standing = s.standing[task].count + rows.first;
-  const bool aligned = (reinterpret_cast<uintptr_t>(owner) | reinterpret_cast<uintptr_t>(slot)) % sizeof(int4) == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(owner) % sizeof(int4) == 0;
   const int size = s.objects_per_block;
   const uint32_t num_points = static_cast<uint32_t>(s.num_points);  // fewer than 2^31
   const Scores scores{s.standing[task].score + first_point, num_points};
@@ -223,24 +223,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
       __syncthreads();
     }
     const auto member_of = [&](int32_t object) { return static_cast<uint32_t>(object - static_cast<int32_t>(first)); };
-    const auto put = [&](uint32_t member, int32_t slot, uint32_t point) {
+    const auto put = [&](uint32_t member, uint32_t j) {
       if (member >= static_cast<uint32_t>(size)) return;
       const Segment segment = group.segment[member];
-      if (slot < segment.count) segment.points[slot] = static_cast<int32_t>(point);
+      const int32_t place = slot[j];  // nobody's points have none
+      if (place < segment.count) segment.points[place] = static_cast<int32_t>(j);
     };
     const uint32_t in_fours = aligned ? num_points / kAtOnce * kAtOnce : 0;
     for (uint32_t j = kAtOnce * threadIdx.x; j < in_fours; j += kAtOnce * kThreads) {
       const int4 owners = *reinterpret_cast<const int4*>(owner + j);
       const uint32_t x = member_of(owners.x), y = member_of(owners.y), z = member_of(owners.z), w = member_of(owners.w);
       if (min(min(x, y), min(z, w)) >= static_cast<uint32_t>(size)) continue;
-      const int4 slots = *reinterpret_cast<const int4*>(slot + j);
-      put(x, slots.x, j);
-      put(y, slots.y, j + 1);
-      put(z, slots.z, j + 2);
-      put(w, slots.w, j + 3);
+      put(x, j);
+      put(y, j + 1);
+      put(z, j + 2);
+      put(w, j + 3);
     }
-    for (uint32_t j = in_fours + threadIdx.x; j < num_points; j += kThreads)
-      if (const uint32_t member = member_of(owner[j]); member < static_cast<uint32_t>(size)) put(member, slot[j], j);
+    for (uint32_t j = in_fours + threadIdx.x; j < num_points; j += kThreads) put(member_of(owner[j]), j);
     __syncthreads();
 
     // Digit by digit, until few points are left that may be the k-th best of their object, or all of them are kept. No
