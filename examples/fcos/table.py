@@ -162,9 +162,8 @@ def summarize(models: Models, reading: str) -> dict[tuple[str, str], dict[str, A
     """For each backbone and arm the mean and spread over its seeds, and what distinguishes it from the original strategy.
 
     Arms differ from the one that has ``original`` in the place of their strategy and the same options, but for those of
-    Mutual Guidance alone, seed by seed. An
-    interval over seeds is Student's t; one over images is where the difference, averaged over seeds, lies in 95 % of the
-    sets of images drawn with replacement.
+    Mutual Guidance alone, seed by seed. An interval over seeds is Student's t; one over images is where the difference,
+    averaged over seeds, lies in 95 % of the sets of images drawn with replacement.
     """
     arms: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for model in models:
