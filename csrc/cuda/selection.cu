@@ -186,6 +186,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select_kernel(const __grid_
   // Row by row, whatever the offsets of images say: untrue ones leave none out.
   if (s.allowed && task == 0 && s.objects.first_image == 0) {
     const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+#pragma unroll 1  // hardly a thread has two rows, and four at once take more registers than there are
     for (int64_t row = block * kThreads + threadIdx.x; row < s.objects.num_rows; row += blocks * kThreads)
       s.allowed[row] = takes_part_in_contests(object_box(s.gt_boxes, row), s.gt_labels[row]) ? quota_of(s, row) : 0;
   }
