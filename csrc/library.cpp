@@ -60,7 +60,7 @@ STABLE_TORCH_LIBRARY(mgassign, m) {
   m.def("max_iou_assign(Tensor anchors, Tensor gt_boxes, Tensor? gt_labels, " MGASSIGN_OBJECTS ", "
         "float high, float low, int low_quality, float min_iou, float ignore_share) -> (Tensor owner, Tensor iou)");
 
-  // The same for anchors [A, 4], which take the points' place
+  // mutual_guidance_assign for anchors [A, 4], which take the points' place
   m.def("anchor_mutual_guidance_assign(Tensor anchors, Tensor pred_boxes, Tensor pred_logits, Tensor gt_boxes, "
         "Tensor gt_labels, " MGASSIGN_OBJECTS ", Tensor? wanted, float sigma, float high, float low, "
         "SymInt min_points, SymInt max_points, float ignore_share, int activation)"

@@ -18,14 +18,16 @@ inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap,
                                      int64_t activation) {
   check(alpha >= 0 && is_finite(static_cast<float>(alpha)), "alpha: expected a finite number of at least 0, got ",
         alpha);
-  check(beta > 0 && is_finite(static_cast<float>(beta)), "beta: expected a finite number above 0, got ", beta);
+  for (const double number : {beta, epsilon})
+    check(static_cast<float>(number) > 0 && is_finite(static_cast<float>(number)),
+          "beta, epsilon: expected finite numbers above 0, got ", beta, " and ", epsilon);
   check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
   check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
   check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
-  for (const double number : {margin, raise_below, least_side, epsilon})
+  for (const double number : {margin, raise_below, least_side})
     check(number >= 0 && is_finite(static_cast<float>(number)),
-          "margin, raise_below, least_side, epsilon: expected finite numbers of at least 0, got ", margin, ", ",
-          raise_below, ", ", least_side, ", ", epsilon);
+          "margin, raise_below, least_side: expected finite numbers of at least 0, got ", margin, ", ", raise_below,
+          " and ", least_side);
   check_activation(activation);
   return {Power(alpha),
           Power(beta),

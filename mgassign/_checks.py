@@ -100,8 +100,8 @@ def number(
 
 
 def count(name: str, value: Any, at_least: int = 0, at_most: int = LARGEST_COUNT) -> None:
-    """A whole number within its bounds."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """A whole number within its bounds. Symbolic ones, from shapes that torch.export traces with, are whole."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not at_least <= value <= at_most:
         bounds = f"{at_least} to {at_most}" if at_most < LARGEST_COUNT else f"at least {at_least}, less than 2^31"

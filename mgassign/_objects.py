@@ -98,7 +98,7 @@ def pack_quota(
     _checks.count("min_points", min_points, at_most=limit)
     if num_points is None:
         return None, min_points, max(min_points, max_points)
-    if isinstance(num_points, int) and not isinstance(num_points, bool):
+    if isinstance(num_points, (int, torch.SymInt)) and not isinstance(num_points, bool):
         _checks.count("num_points", num_points, at_most=limit)
         return None, max(min_points, num_points), max(min_points, num_points)
     if not isinstance(num_points, (Tensor, list, tuple)):

@@ -51,7 +51,8 @@ def max_iou_assign(
     - ``"none"``: nothing of the kind.
 
     The assignments are those of torchvision and MMDetection bit for bit, but for an object that no anchor overlaps: it gets
-    none here, and there all anchors without any overlap (torchvision's ``SSDMatcher``: the first). An image without
+    none here, and there all anchors without any overlap (torchvision's ``SSDMatcher``: the first); and of MMDetection's but
+    for boxes of less than a millionth of a square pixel, whose unions it takes to be that large. An image without
     objects is background. Regions are of our own: MMDetection's ``gt_instances_ignore`` takes anchors away before objects
     choose.
 

@@ -274,8 +274,10 @@ def _number(name: str, value: Any, *, finite: bool = True) -> float:
 
 
 def _cells(side: int, stride: float) -> int:
-    cells = -(-side // stride)
-    return int(cells) if isinstance(cells, float) else cells  # symbolic ones stay what they are
+    """ceil(side / stride); a side that is so many strides but for rounding has no cell more."""
+    if stride % 1:
+        return math.ceil(side / stride * (1 - 1e-12))
+    return -(-side // cast(int, stride))
 
 
 def _sides(name: str, values: Any, count: int) -> tuple[int, ...]:

@@ -76,10 +76,11 @@ class TaskAligned:
                 _checks.count(name, value, at_least=1, at_most=MOST_CHOSEN)
         _checks.number("alpha", self.alpha, at_least=0)
         _checks.number("beta", self.beta, above=0)
+        _checks.number("epsilon", self.epsilon, above=0)
         _checks.choice("overlap", self.overlap, ("ciou", "iou"))
         _checks.choice("candidates", self.candidates, ("inside", "anywhere"))
         _checks.choice("contest", self.contest, ("inside", "chosen"))
-        for name in ("margin", "least_side", "epsilon"):
+        for name in ("margin", "least_side"):
             _checks.number(name, getattr(self, name), at_least=0)
         if self.raise_below is not None:
             _checks.number("raise_below", self.raise_below, at_least=0)
@@ -115,7 +116,8 @@ class SimOTA:
 
     Presets, each compared with the package: ``YOLOX`` (its main branch), ``YOLOX_0_3`` (the release 0.3.0), ``MMDET``
     (mmdet 3.3, whose YOLOX hands over the product of class's and objectness' probabilities, without a root: give that,
-    and no ``pred_objectness``).
+    and no ``pred_objectness``). mmdet takes unions below a millionth of a square pixel to be that large; here they are what
+    they are.
     """
 
     best_overlaps: int = 10
@@ -160,7 +162,7 @@ class SoftLabel:
         epsilon: Added to the overlap before its logarithm is taken.
 
     Preset, compared with the package: ``MMDET`` (RTMDet of mmdet 3.3 for boxes, whose points begin at the image's corner:
-    ``offset=0`` of a grid; for masks it takes their centre of mass).
+    ``offset=0`` of a grid; for masks it takes their centre of mass), but for unions as in :class:`SimOTA`'s.
     """
 
     best_overlaps: int = 13

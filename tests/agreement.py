@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mgassign import Assignment, PointGrid, reference
-from mgassign.reference.anchors import competing_boxes
+from mgassign.reference.mutual_guidance import competing_boxes
 from scenes import Scene
 
 # Both float32 chains (distances, ratios, sigmoid, log or pow, exp) stay within this of the exact score:

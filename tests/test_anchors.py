@@ -216,6 +216,20 @@ def test_special_objects(objects):
 
 
 @pytest.mark.usefixtures("library_s_rounding")
+@pytest.mark.parametrize("above", [1.2e-7, 2.4e-7, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_sigma_hardly_above_1(above):
+    """A certain class lifts nearly every overlap to 1: roundings decide, and the lower anchor has the point."""
+    whole = torch.tensor([0.0, 0, 100, 100])
+    for height in (30.0, 95.0, 98.0, 98.5, 98.9, 99.99):
+        anchors = torch.stack([torch.tensor([0.0, 0, 100, height]), whole])
+        for probs in ([1.0, 1.0], [1.0, 0.5], [0.9999, 1.0]):
+            scene = AnchorScene(
+                anchors, anchors[None], torch.tensor(probs)[None, :, None], [whole[None]], [torch.tensor([0])]
+            )
+            check_guidance(scene, sigma=1 + above, high=1.0, low=1.0)
+
+
+@pytest.mark.usefixtures("library_s_rounding")
 def test_special_anchors_predictions_and_scores():
     scene = anchor_scene(8, objects=(9,), least_label=0)
     places = torch.randperm(len(scene.anchors), generator=torch.Generator().manual_seed(0))[: len(BAD_BOXES)]

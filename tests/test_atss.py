@@ -179,6 +179,7 @@ def test_exports():
         ({"gt_boxes": [torch.zeros(2, 3)]}, r"gt_boxes\[0\]: expected shape \[G, 4\]"),
         ({"gt_boxes": torch.zeros(2, 4)}, r"gt_boxes: expected shape \[B, G, 4\]"),
         ({"gt_labels": [torch.zeros(2, dtype=torch.int64)]}, "gt_labels: expected as many"),
+        ({"gt_labels": [torch.tensor([0, -3, 1])]}, r"gt_labels: expected a label .* for object 1 of image 0, got -3"),
         ({"gt_labels": torch.zeros(1, 3, dtype=torch.int64)}, "gt_labels: expected the form of gt_boxes"),
         ({"anchor_scale": 0}, "anchor_scale: expected a finite number above 0"),
         ({"anchor_scale": math.inf}, "anchor_scale: expected a finite number"),

@@ -120,6 +120,7 @@ TOPK_CASES = {
     "equal scores: the smaller area": ([[0.5, 0.5]], [1, 1], [2, 1], [1]),
     "equal scores and areas: the lower index": ([[0.5, 0.5]], [1, 1], [1, 1], [0]),
     "an area of NaN counts as the largest": ([[0.5, 0.5]], [1, 1], [nan, inf], [1]),
+    "an infinite area is larger than any other": ([[0.5, 0.5]], [1, 1], [inf, 3.4028234663852886e38], [1]),
     "two areas of NaN: the lower index": ([[0.5, 0.5]], [1, 1], [nan, nan], [0]),
     "equal scores: the lower point": ([[0.5], [0.5], [0.5]], [2], [1], [0, 0, -1]),
     "the later point is better": ([[0.5], [0.6], [0.7]], [2], [1], [-1, 0, 0]),
@@ -147,6 +148,12 @@ def test_topk_case(scores, k, areas, expected):
     arguments = torch.tensor(scores), torch.tensor(k), torch.tensor(areas, dtype=torch.float32)
     assert topk_per_object(*arguments).tolist() == expected
     assert reference.topk_per_object(*arguments).tolist() == expected
+
+
+def test_topk_rounds_areas_to_float32():
+    arguments = torch.tensor([[0.5, 0.5]]), torch.tensor([1, 1]), torch.tensor([1 + 1e-12, 1.0], dtype=torch.float64)
+    assert topk_per_object(*arguments).tolist() == [0]
+    assert reference.topk_per_object(*arguments).tolist() == [0]
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1, 2])

@@ -235,6 +235,55 @@ def test_exports_with_a_changing_number_of_objects():
         assert equal(program.module()(*arguments(count)), Assigner()(*arguments(count)))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_counts_of_shapes(strict):
+    """Numbers of points that a model takes from a shape are symbols where it is traced."""
+    of = scene((64, 96), STRIDES[:2], objects=(5,), seed=1).in_form("padded")
+
+    class Assigner(torch.nn.Module):
+        def forward(self, queries, images):
+            grid = PointGrid.for_image(images.shape[-2:], (8, 22.4))  # a stride that is not whole
+            count = queries.shape[0]
+            original = fcos_assign(grid, of.gt_boxes).original
+            guided = of.assign(num_points=count), of.assign(min_points=count)
+            aligned = task_aligned_assign(
+                of.grid, of.pred_boxes, of.pred_logits, of.gt_boxes, of.gt_labels, num_points=count
+            )
+            nearest = atss_assign(of.grid, of.gt_boxes, topk=count)
+            scores = dense_scores(aligned.owner, aligned.target, of.gt_labels, num_classes=count)
+            return original, *guided[0], *guided[1], *aligned, *nearest, scores
+
+    count = torch.export.Dim("count", min=5, max=64)
+    sides = {2: torch.export.Dim("height", min=2, max=999), 3: torch.export.Dim("width", min=2, max=999)}
+    program = torch.export.export(
+        Assigner(), (torch.zeros(7, 2), torch.zeros(1, 3, 64, 96)), dynamic_shapes=({0: count}, sides), strict=strict
+    ).module()
+    for arguments in ((7, (64, 96)), (9, (224, 99)), (20, (128, 224))):
+        given = torch.zeros(arguments[0], 2), torch.zeros(1, 3, *arguments[1])
+        assert equal(program(*given), Assigner()(*given))
+
+
+def test_anchors_targets_and_scores_export():
+    of = scene((64, 96), STRIDES[:2], objects=(5,), seed=1)
+    anchors = of.grid.decode(torch.full((of.grid.num_points, 4), 2.0))
+
+    class Assigner(torch.nn.Module):
+        def forward(self, pred_boxes, pred_logits, gt_boxes, gt_labels):
+            matched = max_iou_assign(anchors, gt_boxes)
+            guided = anchor_mutual_guidance_assign(anchors, pred_boxes, pred_logits, gt_boxes, gt_labels)
+            taken = take(matched.owner, gt_boxes), take(guided.cls, gt_labels, fill=-1)
+            return *matched, *guided, *taken, dense_scores(matched.owner, matched.iou, gt_labels, num_classes=5)
+
+    def arguments(count: int):
+        objects = scene((64, 96), STRIDES[:2], objects=(count,), seed=count)
+        return of.pred_boxes, of.pred_logits, objects.gt_boxes[0][None], objects.gt_labels[0][None]
+
+    objects = torch.export.Dim("objects", min=2, max=100)
+    program = torch.export.export(Assigner(), arguments(5), dynamic_shapes=(None, None, {1: objects}, {1: objects}))
+    for count in (2, 5, 40):
+        assert equal(program.module()(*arguments(count)), Assigner()(*arguments(count)))
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_an_exported_program_that_returns_an_assignment_is_saved():
     class Assigner(torch.nn.Module):

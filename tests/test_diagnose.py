@@ -81,6 +81,24 @@ def test_padding_and_regions_are_no_objects():
     assert reasons(GRID, owner, boxes, gt_labels=labels) == [(0, 2, "no box")]
 
 
+def test_points_of_regions_are_nobodys():
+    boxes = [torch.tensor([[8.0, 8, 60, 60], [17.0, 8, 19, 120]])]
+    owner = torch.full((1, GRID.num_points), -2)
+    assert reasons(GRID, owner, boxes) == [(0, 0, "not predicted"), (0, 1, "too thin")]
+
+
+def test_every_one_of_many_is_told():
+    boxes = torch.tensor([[40.0, 40, 30, 60]]).repeat(150, 1)
+    owner = torch.full((1, GRID.num_points), -1)
+    assert reasons(GRID, owner, [boxes]) == [(0, g, "no box") for g in range(150)]
+
+
+def test_hints_tell_sizes_and_spacings_across_and_down():
+    grid = PointGrid.from_features([(8, 8)], strides=(8,), spacing=((7.0, 9.0),))  # down, across
+    (lost,) = unassigned(grid, torch.full((1, 64), -1), [torch.tensor([[19.0, 8, 21, 60]])])
+    assert "2 x 52 px, finest spacing 9 x 7 px" in lost.hint
+
+
 @given(st.integers(0, 1000))
 def test_lost_are_those_without_points_in_every_form(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -87,24 +87,62 @@ def test_what_all_assigners_return():
 
 @pytest.mark.parametrize("form", ["[3, H, W]", "[1, H, W]", "[H, W, 3]", "uint8", "bfloat16", "array", "PIL"])
 def test_images_in_every_form(form, tmp_path):
-    image = torch.rand(3, 64, 96)
-    image = {
-        "[3, H, W]": lambda: image,
-        "[1, H, W]": lambda: image[:1],
-        "[H, W, 3]": lambda: image.permute(1, 2, 0),
-        "uint8": lambda: (image * 255).to(torch.uint8),
-        "bfloat16": lambda: image.bfloat16(),
-        "array": lambda: image.permute(1, 2, 0).numpy(),
-        "PIL": lambda: pytest.importorskip("PIL.Image").new("RGB", (96, 64)),
+    image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
+    pixels = image.permute(1, 2, 0).numpy()
+    given, expected = {
+        "[3, H, W]": lambda: (image, pixels),
+        "[1, H, W]": lambda: (image[:1], np.repeat(pixels[..., :1], 3, axis=2)),
+        "[H, W, 3]": lambda: (image.permute(1, 2, 0), pixels),
+        "uint8": lambda: ((image * 255).to(torch.uint8), (pixels * 255).astype(np.uint8)),
+        "bfloat16": lambda: (image.bfloat16(), image.bfloat16().float().permute(1, 2, 0).numpy()),
+        "array": lambda: (pixels, pixels),
+        "PIL": lambda: (
+            pytest.importorskip("PIL.Image").fromarray((pixels * 255).astype(np.uint8)),
+            (pixels * 255).astype(np.uint8),
+        ),
     }[form]()
-    axes = draw.assignment(owner_of((0, 0)), GRID, image, torch.tensor([[8.0, 8, 40, 40]]), names=["a $1 bill"])
+    axes = draw.assignment(owner_of((0, 0)), GRID, given, torch.tensor([[8.0, 8, 40, 40]]), names=["a $1 bill"])
     (shown,) = axes.images
-    assert shown.get_array().shape[:2] == (64, 96)
+    assert np.array_equal(shown.get_array(), expected)
     assert axes.get_xlim() == (0, 96)
     assert axes.get_ylim() == (64, 0)
-    draw.legend(axes, ["original", "cls", "loc"])
     axes.figure.savefig(tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_frames_and_names_of_objects():
+    boxes = torch.tensor([[8.0, 4, 40, 24], [30, 30, 50, 60]])
+
+    def drawn(**settings):
+        axes = draw.assignment(owner_of(), GRID, None, boxes, **settings)
+        return [frame.get_bbox().extents.tolist() for frame in axes.patches], [text.get_text() for text in axes.texts]
+
+    assert drawn() == (boxes.tolist(), ["0", "1"])
+    assert drawn(names=["cat", "a $1 bill"], scale=(2.0, 3.0)) == (
+        [[16, 12, 80, 72], [60, 90, 100, 180]],
+        ["cat", "a $1 bill"],
+    )
+    assert drawn(names=()) == (boxes.tolist(), [])
+
+
+def test_size_is_that_of_dots():
+    (one,), (twice,) = (
+        dots(draw.assignment(owner_of((13, 0)), GRID, size=size)).get_paths() for size in (1.0, 2.0)
+    )  # fmt: skip
+    assert twice.get_extents().width == pytest.approx(2 * one.get_extents().width)
+    assert one.get_extents().width == pytest.approx(2 * draw.dot_radius(8), rel=1e-3)
+
+
+def test_legend_says_what_colours_mean():
+    axes = draw.assignment(owner_of(), GRID)
+    draw.legend(axes, ["original", "loc", "mine"])
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [draw.MEANINGS["original"], draw.MEANINGS["loc"], "mine"]
+    assert [to_hex(handle.get_color()) for handle in legend.legend_handles] == [
+        draw.COLORS["original"],
+        draw.COLORS["loc"],
+        draw.PALETTE[0],
+    ]
 
 
 def test_tensors_are_made_where_they_are_needed():

@@ -243,6 +243,36 @@ def test_probabilities_mean_their_logits(settings):
 
 
 @EACH
+@pytest.mark.parametrize(("value", "held"), [(nan, 0.0), (-3.0, 0.0), (-inf, 0.0), (4.0, 1.0), (inf, 1.0)], ids=str)
+def test_probability_out_of_range_is_held_to_it(settings, value, held):
+    of = scene((128, 128), objects=(3, 9), seed=9)
+    special = torch.rand(of.pred_logits.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    spoiled, limited = (
+        replace(of, pred_logits=of.pred_logits.sigmoid().masked_fill(special, v)) for v in (value, held)
+    )
+    found = assign(spoiled, settings, activation="none")
+    assert equal(found, assign(limited, settings, activation="none"))
+    # Beside the reference: an owner may differ where costs differ by rounding.
+    function = reference.sim_ota_assign if isinstance(settings, SimOTA) else reference.soft_label_assign
+    for b, image in enumerate(zip(of.pred_boxes, spoiled.pred_logits, of.gt_boxes, of.gt_labels, strict=True)):
+        owner, _ = function(of.grid, *image, settings, activation="none")
+        assert (owner >= 0).any()
+        assert (found.owner[b] != owner).sum() <= 3
+
+
+@ANY
+@pytest.mark.parametrize("exponent", [17, 18, 20, 22])
+def test_far_from_the_origin(settings, exponent):
+    """Coordinates of few digits: what is left out for being too far may be so by no rounding."""
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        grid = PointGrid.from_features([(9, 33)], strides=(1,), offset=2.0**exponent)
+        corner = 2.0**exponent + 9 * torch.rand(5, 2, generator=generator)
+        boxes = torch.cat([corner, corner + torch.rand(5, 2, generator=generator) * torch.tensor([20.0, 6]) + 1], 1)
+        check(scene_of(grid, [boxes], 3, generator), settings)
+
+
+@EACH
 def test_constant_predictions(settings):
     of = scene(objects=(12, 3), seed=5)
     constant = replace(

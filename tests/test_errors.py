@@ -205,7 +205,7 @@ ASSIGN_ERRORS = {
 def test_mutual_guidance_assign(change, error, message):
     with pytest.raises(error) as raised:
         mutual_guidance_assign(**{**GOOD, **change})
-    assert str(raised.value).startswith(message) or message in str(raised.value)
+    assert str(raised.value).startswith(message)
     mutual_guidance_assign(**GOOD)  # and the next good call is none the worse
 
 
@@ -262,8 +262,9 @@ def test_other_functions(call, error, message):
     assert str(raised.value).startswith(message)
 
 
-def many_images(points: int, images: int = 2**36):
-    """Predictions at so many points, and no objects; none of it takes memory."""
+def many_images(points: int, images: int = 2**42):
+    """Predictions at so many points, and no objects; none of it takes memory. What is made of them is larger than the 2^47
+    bytes that a process may address: a machine that promises more memory than it has refuses it, too."""
     boxes, scores, objects, labels = (torch.zeros(1, *end) for end in ((1, 4), (1, 1), (0, 4), (0,)))
     return (
         boxes.expand(images, points, 4),
@@ -274,13 +275,13 @@ def many_images(points: int, images: int = 2**36):
 
 
 OUT_OF_MEMORY = {
-    "box_iou": lambda: box_iou(torch.rand(1, 4).expand(2**40, 4), torch.rand(1, 4)),
-    "fcos_assign": lambda: fcos_assign(GRID, torch.rand(1, 0, 4).expand(2**33, 0, 4)),
+    "box_iou": lambda: box_iou(torch.rand(1, 4).expand(2**46, 4), torch.rand(1, 4)),
+    "fcos_assign": lambda: fcos_assign(GRID, torch.rand(1, 0, 4).expand(2**40, 0, 4)),
     "mutual_guidance_assign": lambda: mutual_guidance_assign(
         GRID, *many_images(64)
     ),
     "task_aligned_assign": lambda: task_aligned_assign(GRID, *many_images(64)),
-    "max_iou_assign": lambda: max_iou_assign(torch.rand(64, 4), torch.rand(1, 0, 4).expand(2**36, 0, 4)),
+    "max_iou_assign": lambda: max_iou_assign(torch.rand(64, 4), torch.rand(1, 0, 4).expand(2**40, 0, 4)),
     "anchor_mutual_guidance_assign": lambda: anchor_mutual_guidance_assign(torch.rand(64, 4), *many_images(64)),
 }  # fmt: skip
 

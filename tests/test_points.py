@@ -84,6 +84,14 @@ def test_strides_need_not_be_whole():
     assert grid.heights == (8, 4)
     assert grid.points()[1].tolist() == [3.5, 1]
     assert PointGrid.for_image((21, 20), strides=(2.5, 5)).heights == (9, 5)
+    assert PointGrid.for_image((48, 224), strides=(1.2, 44.8)).arguments[:2] == ((40, 2), (187, 5))
+
+
+def test_a_stride_made_of_a_number_of_cells_gives_so_many():
+    for cells in range(1, 100):
+        for side in (33, 100, 224, 640, 1333):
+            grid = PointGrid.for_image((side, 2 * side), strides=(side / cells,))
+            assert (grid.heights, grid.widths) == ((cells,), (2 * cells,))
 
 
 # Each: how a good grid is changed, what is said.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agreement import check_nobody
@@ -372,6 +372,7 @@ def test_errors(change, error, message):
         ({"alpha": -1}, ValueError, "alpha: expected a finite number of at least 0, got -1"),
         ({"beta": 0}, ValueError, "beta: expected a finite number above 0, got 0"),
         ({"beta": nan}, ValueError, "beta: expected a finite number above 0, got nan"),
+        ({"epsilon": 0.0}, ValueError, "epsilon: expected a finite number above 0, got 0.0"),
         ({"overlap": "giou"}, ValueError, "overlap: expected one of 'ciou', 'iou', got 'giou'"),
         ({"candidates": "all"}, ValueError, "candidates: expected one of 'inside', 'anywhere', got 'all'"),
         ({"contest": "first"}, ValueError, "contest: expected one of 'inside', 'chosen', got 'first'"),
@@ -415,12 +416,15 @@ def test_what_an_object_holds(scene, settings):
     assert (found.iou[nobody] == 0).all()
 
 
-@given(scenes(min_objects=1, max_images=1), SOME, st.randoms(use_true_random=False))
-def test_permuting_the_objects_permutes_the_owners(scene, settings, random):
-    order = list(range(len(scene.gt_labels[0])))
-    random.shuffle(order)
+@given(scenes(min_objects=2, max_images=1), SOME, st.data())
+def test_permuting_the_objects_permutes_the_owners(scene, settings, data):
+    objects = list(range(len(scene.gt_labels[0])))
+    order = data.draw(st.permutations(objects))
+    assume(order != objects)
     found = assign(scene, settings)
-    u = reference.task_aligned_overlap(scene.pred_boxes[0], scene.gt_boxes[0], settings.overlap)
+    u = reference.task_aligned_overlap(
+        scene.pred_boxes[0], scene.gt_boxes[0][scene.gt_labels[0] >= 0], settings.overlap
+    )
     permuted = assign(
         replace(scene, gt_boxes=[scene.gt_boxes[0][order]], gt_labels=[scene.gt_labels[0][order]]), settings
     )

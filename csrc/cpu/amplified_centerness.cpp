@@ -20,7 +20,7 @@ MGASSIGN_VECTOR void amplify_all(float* values, const float* ratio_x, const floa
 }  // namespace
 
 void Amplifier::score_all() {
-  if (activation_ == Activation::kSigmoid) sigmoid_all(score_.data(), count_);
+  if (sigmoid_) sigmoid_all(score_.data(), count_);
   amplify_all(score_.data(), ratio_x_.data(), ratio_y_.data(), sigma_, count_);
 }
 
@@ -36,7 +36,7 @@ Tensor amplified_centerness_cpu(const Tensor& gt_boxes, const Tensor& probs, MGA
   const float* const boxes = gt_boxes.const_data_ptr<float>();
 
   const int64_t threads = threads_for(num_objects, grid.num_points * num_objects);
-  auto amplifiers = scratch_for<Amplifier>(threads, sigma, Activation::kNone, level_gate, grid.widest_level());
+  auto amplifiers = scratch_for<Amplifier>(threads, sigma, false, level_gate, grid.widest_level());
   const FloatView<2> view(probs);
   for_each_unit(num_objects, threads, [&](int64_t g, int64_t slot) {
     const Box box{boxes[4 * g], boxes[4 * g + 1], boxes[4 * g + 2], boxes[4 * g + 3]};

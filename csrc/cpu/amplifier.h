@@ -8,13 +8,11 @@
 
 namespace mgassign::cpu {
 
-enum class Activation : int64_t { kNone = 0, kSigmoid = 1 };
-
 class Amplifier {
  public:
-  Amplifier(double sigma, Activation activation, bool level_gate, int64_t widest_level)
+  Amplifier(double sigma, bool sigmoid, bool level_gate, int64_t widest_level)
       : sigma_(static_cast<float>(sigma)),
-        activation_(activation),
+        sigmoid_(sigmoid),
         level_gate_(level_gate),
         capacity_(kBatch + widest_level),
         columns_(widest_level),
@@ -75,7 +73,7 @@ class Amplifier {
   void score_all();
 
   float sigma_;
-  Activation activation_;
+  bool sigmoid_;  // logits are given
   bool level_gate_;
   int64_t capacity_;
   int64_t count_ = 0;

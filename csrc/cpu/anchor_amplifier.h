@@ -11,12 +11,13 @@
 
 namespace mgassign::cpu {
 
-// Roundings may leave an amplified overlap below what it was, but not by so much.
+// Roundings may leave an amplified overlap below what it should be, and below what it was, but not by so much.
 constexpr float kRounded = 0.999f;
 
-// An overlap so small that nothing beneath it is amplified to `score`; with room for roundings.
+// An overlap so small that nothing beneath it is amplified to `score`; with room for roundings, first of the score: the
+// power is high where sigma is hardly more than 1.
 MGASSIGN_INLINE float least_overlap(float score, float sigma) {
-  return score > 0.0f ? 0.99f * exp_f32(log_f32(score) * (sigma / (sigma - 1.0f))) : 0.0f;
+  return score > 0.0f ? 0.99f * exp_f32(log_f32(kRounded * score) * (sigma / (sigma - 1.0f))) : 0.0f;
 }
 
 // What a point whose best overlap is known asks of others. From 1 on it is one that was forced: it is not known.

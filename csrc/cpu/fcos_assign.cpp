@@ -15,16 +15,11 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
   for (int64_t k = 0; k < objects.count; ++k) {
     const Object object = objects[k];
     const Box& box = object.box;
-    const Location center = center_of(box);
     int64_t taken = 0;
     for (const Level& level : grid.levels) {
       if (!level.may_accept_inside(box.x2 - box.x1, box.y2 - box.y1)) continue;
-      Box central = box;
-      if (center_radius > 0) {
-        const float reach = static_cast<float>(center_radius * level.stride);
-        central = {larger(center.x - reach, box.x1), larger(center.y - reach, box.y1),
-                   smaller(center.x + reach, box.x2), smaller(center.y + reach, box.y2)};
-      }
+      const Box central =
+          center_radius > 0 ? intersection_of(around_center(box, level.stride, center_radius), box) : box;
       const Span columns = strictly_between(level.x, level.width, central.x1, central.x2);
       const Span rows = strictly_between(level.y, level.height, central.y1, central.y2);
       for (int64_t row = rows.begin; row < rows.end; ++row) {

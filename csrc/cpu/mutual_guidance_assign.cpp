@@ -72,11 +72,11 @@ struct Workspace {
   std::vector<int32_t> found;
   Amplifier amplifier;
 
-  Workspace(int64_t widest_level, int64_t most_objects, double sigma, Activation activation, bool level_gate)
+  Workspace(int64_t widest_level, int64_t most_objects, double sigma, bool sigmoid, bool level_gate)
       : tiles((widest_level + kTileColumns - 1) / kTileColumns),
         near_strip(most_objects),
         found(most_objects + 1),
-        amplifier(sigma, activation, level_gate, widest_level) {}
+        amplifier(sigma, sigmoid, level_gate, widest_level) {}
 };
 
 void localize_to_classify(const Strip& strip, const Objects& objects, const FloatView<3>& boxes, int64_t image,
@@ -201,8 +201,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   const std::vector<Strip> strips = cut_into_strips(grid, 1), bands = cut_into_strips(grid, kTilesPerBand);
   const int64_t num_strips = static_cast<int64_t>(strips.size()), num_bands = static_cast<int64_t>(bands.size());
   const int64_t threads = threads_for(num_images * num_bands, 4 * work);
-  auto workspaces = scratch_for<Workspace>(threads, grid.widest_level(), batch.largest_image(), sigma,
-                                           static_cast<Activation>(activation), level_gate);
+  auto workspaces =
+      scratch_for<Workspace>(threads, grid.widest_level(), batch.largest_image(), sigma, activation == 1, level_gate);
   const FloatView<3> boxes(pred_boxes), logits(pred_logits);
   for_each_unit(num_images * num_strips, threads, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / num_strips;

@@ -20,6 +20,17 @@ MGASSIGN_HD Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfin
 
 MGASSIGN_HD Location center_of(const Box& box) { return {(box.x1 + box.x2) * 0.5f, (box.y1 + box.y2) * 0.5f}; }
 
+// What lies so many strides around a box's centre, along each axis.
+MGASSIGN_HD Box around_center(const Box& box, double stride, double radius) {
+  const Location center = center_of(box);
+  const float reach = static_cast<float>(radius * stride);
+  return {center.x - reach, center.y - reach, center.x + reach, center.y + reach};
+}
+
+MGASSIGN_HD Box intersection_of(const Box& a, const Box& b) {
+  return {larger(a.x1, b.x1), larger(a.y1, b.y1), smaller(a.x2, b.x2), smaller(a.y2, b.y2)};
+}
+
 // Whether a point lies in a box, farther from its sides than a margin (of 0: strictly inside).
 MGASSIGN_HD bool contains(const Box& box, const Location& at, float margin = 0.0f) {
   return at.x - box.x1 > margin && box.x2 - at.x > margin && at.y - box.y1 > margin && box.y2 - at.y > margin;

@@ -10,19 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mutual_guidance import box_areas, box_iou, scores_of, shares_inside, topk_per_object, valid_boxes
-
-
-def competing_boxes(gt_boxes: Tensor, gt_labels: Tensor | None) -> Tensor:
-    """The boxes with NaN in place of padding and regions, which overlap nothing."""
-    return gt_boxes if gt_labels is None else torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)
+from .mutual_guidance import (
+    box_areas,
+    box_iou,
+    competing_boxes,
+    regions_of,
+    scores_of,
+    shares_inside,
+    topk_per_object,
+    valid_boxes,
+)
 
 
 def in_regions(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor | None, ignore_share: float) -> Tensor:
     """Which boxes lie by this share of their area inside one region: bool [A]."""
     if gt_labels is None:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
+    regions = regions_of(gt_boxes, gt_labels)
     return (shares_inside(boxes.float(), regions) >= ignore_share).any(1)
 
 

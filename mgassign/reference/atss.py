@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..points import PointGrid
-from .anchors import competing_boxes
-from .mutual_guidance import box_iou, distances, per_point, strictly_inside, valid_boxes
+from .mutual_guidance import box_iou, competing_boxes, distances, per_point, regions_of, strictly_inside
 
 
 def in_order(values: Tensor) -> Tensor:
@@ -57,6 +56,6 @@ def atss_assign(
         owner, overlap = torch.where(best > 0, object_of, -1), best
 
     if gt_labels is not None:  # in a region, what would be background is to be ignored
-        regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
+        regions = regions_of(gt_boxes, gt_labels)
         owner = torch.where((owner == -1) & strictly_inside(grid, regions).any(1), -2, owner)
     return owner, overlap

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from ..points import PointGrid
 from ..settings import SimOTA, SoftLabel
-from .mutual_guidance import box_iou, per_point, strictly_inside, valid_boxes
+from .mutual_guidance import box_iou, per_point, regions_of, strictly_inside, valid_boxes
 
 #: Logits are held to this, so that no cost is infinite for a class's sake.
 LARGEST_LOGIT = 10_000.0
@@ -79,8 +79,7 @@ def _assign(
     num_points: int | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     gt_boxes, gt_labels = gt_boxes.float(), gt_labels.long()
-    valid = valid_boxes(gt_boxes)
-    index = (valid & (gt_labels >= 0)).nonzero().flatten()
+    index = (valid_boxes(gt_boxes) & (gt_labels >= 0)).nonzero().flatten()
     owner = torch.full((grid.num_points,), -1, device=gt_boxes.device)
     iou = torch.zeros(grid.num_points, dtype=torch.float32, device=gt_boxes.device)
     if len(index) > 0:
@@ -107,7 +106,7 @@ def _assign(
         iou = torch.where(positive, u.gather(1, best[:, None])[:, 0], 0.0)
 
     # In a region, what would be background is to be ignored.
-    owner[(owner == -1) & strictly_inside(grid, gt_boxes[(gt_labels == -2) & valid]).any(1)] = -2
+    owner[(owner == -1) & strictly_inside(grid, regions_of(gt_boxes, gt_labels)).any(1)] = -2
     return owner, iou
 
 

@@ -19,6 +19,16 @@ def valid_boxes(boxes: Tensor) -> Tensor:
     return boxes.isfinite().all(-1) & (x2 > x1) & (y2 > y1)
 
 
+def competing_boxes(gt_boxes: Tensor, gt_labels: Tensor | None) -> Tensor:
+    """The boxes with NaN in place of padding and regions, which get nothing."""
+    return gt_boxes if gt_labels is None else torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)
+
+
+def regions_of(gt_boxes: Tensor, gt_labels: Tensor) -> Tensor:
+    """The boxes of regions to be ignored, [R, 4]."""
+    return gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
+
+
 def box_areas(boxes: Tensor) -> Tensor:
     """[..., 4] -> [...], in square pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
@@ -94,7 +104,7 @@ def topk_per_object(scores: Tensor, k: Tensor, areas: Tensor) -> Tensor:
     if scores.shape[1] == 0:
         return torch.full(scores.shape[:1], -1, device=scores.device)
     scores = torch.where(scores.float() > 0, scores.float(), 0.0)
-    by_area = torch.argsort(areas.nan_to_num(nan=torch.inf), stable=True)
+    by_area = torch.argsort(areas.float(), stable=True)  # NaN comes last
     best, position = scores[:, by_area].max(1)  # the first of equal maxima
     owner = torch.where(best > 0, by_area[position], -1)
     # 2. Top k per object: a point's rank among those standing for the same object; equal scores: the
@@ -169,8 +179,8 @@ def mutual_guidance_assign(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mutual Guidance for one image: cls, loc, original, num_points, iou."""
     pred_boxes, gt_boxes, gt_labels = pred_boxes.float(), gt_boxes.float(), gt_labels.long()
-    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
-    gt_boxes = torch.where(gt_labels[:, None] >= 0, gt_boxes, torch.nan)  # padding and regions get no points
+    regions = regions_of(gt_boxes, gt_labels)
+    gt_boxes = competing_boxes(gt_boxes, gt_labels)
     areas = box_areas(gt_boxes)
 
     original, wanted = fcos_assign(grid, gt_boxes, center_radius)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..points import PointGrid
 from ..settings import TaskAligned
-from .mutual_guidance import distances, scores_of, strictly_inside, valid_boxes
+from .mutual_guidance import distances, regions_of, scores_of, strictly_inside, valid_boxes
 
 
 @torch.no_grad()
@@ -118,6 +118,6 @@ def task_aligned_assign(
             target[own] = m[own, g] * u[own, g].max() / (m[own, g].max() + settings.epsilon)
 
     # In a region, what would be background is to be ignored.
-    regions = gt_boxes[(gt_labels == -2) & valid_boxes(gt_boxes)]
+    regions = regions_of(gt_boxes, gt_labels)
     owner[(owner == -1) & strictly_inside(grid, regions).any(1)] = -2
     return owner, target, iou

@@ -14,12 +14,6 @@ struct DynamicK {
   // Classes are dealt to so many sums, which are added in pairs: the same on every device.
   static constexpr int kSums = 16;
 
-  MGASSIGN_HD static Box around_center(const Box& box, double stride, double radius) {
-    const Location center = center_of(box);
-    const float reach = static_cast<float>(radius * stride);
-    return {center.x - reach, center.y - reach, center.x + reach, center.y + reach};
-  }
-
   // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).
   MGASSIGN_HD float cost_of_overlap(float overlap) const { return overlap_weight * -log_f32(overlap + epsilon); }
 

@@ -22,9 +22,7 @@ struct SimOta : DynamicK {
   MGASSIGN_HD Box window_within(const Box& box, double stride, float limit) const {
     if (limit >= penalty) return everywhere();
     const Box near = around_center(box, stride, center_radius);
-    return inside ? Box{larger(near.x1, box.x1), larger(near.y1, box.y1), smaller(near.x2, box.x2),
-                        smaller(near.y2, box.y2)}
-                  : near;
+    return inside ? intersection_of(near, box) : near;
   }
   MGASSIGN_HD float cost_of_place(const Box& box, double stride, const Location& at) const {
     return contains(window_within(box, stride, -1.0f), at) ? 0.0f : penalty;

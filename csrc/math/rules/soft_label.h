@@ -15,9 +15,11 @@ struct SoftLabel : DynamicK {
 
   MGASSIGN_HD Box window_within(const Box& box, double stride, float limit) const {
     if (!(limit < 1e30f)) return everywhere();
-    // Farther away by more than roundings than where the power reaches the limit.
-    const float strides = center_radius + log_f32(larger(limit, 1e-3f)) * kLog10E + 0.01f;
-    return around_center(box, stride, larger(strides, 0.01f));
+    // Farther away by more than roundings than where the power reaches the limit: they grow with the coordinates.
+    const Location center = center_of(box);
+    const float rounding = 0.01f + (fabsf(center.x) + fabsf(center.y)) * 0x1p-22f / static_cast<float>(stride);
+    const float strides = center_radius + log_f32(larger(limit, 1e-3f)) * kLog10E + rounding;
+    return around_center(box, stride, larger(strides, rounding));
   }
   MGASSIGN_HD float cost_of_place(const Box& box, double stride, const Location& at) const {
     const Location center = center_of(box);
