@@ -34,7 +34,7 @@ library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
 cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo train test test-ptx test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
+.PHONY: help demo train test test-ptx test-install test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -119,9 +119,10 @@ $(site): docs/requirements.txt constraints.txt | $(installed)
 	@.venv/bin/pip --python $(site) install -qq -c $(CONSTRAINTS) -r $<
 	@touch $@
 
+# Built as if no GPU were there, else for that one alone.
 wheel: $(installed) $(release)  ## build the wheel into dist, prove what its name claims, test it beside each of VERSIONS (fast)
 	@rm -rf build/wheel
-	@.venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@CUDA_VISIBLE_DEVICES= .venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/check_wheel.sh build/wheel/*.whl dist
 	@$(if $(strip $(VERSIONS)),$(test_versions) -- $(side_by_side) --quick -m "not slow and not ptx" $(ARGS))
 
@@ -143,6 +144,14 @@ test-wheel: $(installed) math  ## run all tests on the wheel in dist, beside the
 test-versions: $(release)  ## run all tests on the wheel in dist beside each of VERSIONS
 	@$(test_versions) -- $(side_by_side) $(ARGS)
 
+# As docs/install.md has it: into an environment that has a torch, against whose headers it is built.
+TORCH ?= torch
+test-install:  ## install from source beside TORCH (torch==2.11.0), in an environment of its own, and test results and errors
+	@rm -rf build/beside && $(PYTHON) -m venv build/beside
+	@build/beside/bin/pip install -qq "setuptools>=77,<82" ninja "$(TORCH)" numpy pytest hypothesis
+	@PATH="$(CURDIR)/build/beside/bin:$$PATH" build/beside/bin/pip install -qq --no-build-isolation .
+	@PYTHONPATH= build/beside/bin/pytest -q --installed -p no:cacheprovider tests/test_golden.py tests/test_errors.py $(ARGS)
+
 # Without the example's packages, of which the newest torch has none; tests that need them are skipped.
 test_versions = PATH="$(CURDIR)/build/release-tools/bin:$$PATH" tools/test_versions.sh dist/mgassign-*.whl $(VERSIONS)
 
@@ -160,8 +169,8 @@ test-compilers: $(installed)  ## build the CPU library with each of COMPILERS an
 	done
 
 # nvcc from the package index, for machines without CUDA's own installer; CUDA_HOME=build/cuda/nvidia/cu13 then uses it.
-cuda-toolkit: $(installed)  ## put CUDA 13's compiler into build/cuda
-	@.venv/bin/pip install -qq --upgrade --no-deps --target build/cuda \
+cuda-toolkit:  ## put CUDA 13's compiler into build/cuda
+	@$(PYTHON) -m pip install -qq --upgrade --no-deps --target build/cuda \
 	  $(foreach part,cuda-nvcc cuda-runtime cuda-cccl cuda-crt nvvm,'nvidia-$(part)==13.0.*')
 	@ln -sfn lib build/cuda/nvidia/cu13/lib64
 	@ln -sf libcudart.so.13 build/cuda/nvidia/cu13/lib/libcudart.so

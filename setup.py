@@ -28,7 +28,10 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 if sys.platform == "win32":
     sys.exit("mgassign: Windows is not supported; the Windows Subsystem for Linux is")
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("mgassign: no torch to build against: install torch 2.11 or newer, or leave out --no-build-isolation")
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build

@@ -243,6 +243,39 @@ def test_the_peer_needs_more_memory_than_there_is_for_5000_objects(peer, tmp_pat
     assert row.get("failed", "").startswith("out of memory"), f"{PEERS[peer].about} has mended this"
 
 
+# What is called with x = [0, 1, 2, 3] and its mask x > 1, and how often that would wait for a GPU.
+WAITS = {
+    "arithmetic": (lambda x, mask: (x + 1) * mask, 0),
+    "item": (lambda x, mask: x.sum().item(), 1),
+    "an if": (lambda x, mask: 1 if mask.any() else 0, 1),
+    "a tensor as an index of a list": (lambda x, mask: [7, 8, 9][x[1]], 1),
+    "nonzero": (lambda x, mask: mask.nonzero(), 1),
+    "torch.where of one argument": (lambda x, mask: torch.where(mask), 1),
+    "torch.where of three": (lambda x, mask: torch.where(mask, x, 0), 0),
+    "a mask reads": (lambda x, mask: x[mask], 1),
+    "indices read": (lambda x, mask: x[x], 0),
+    "a mask writes a number": (lambda x, mask: x.clone().__setitem__(mask, 0), 0),
+    "a mask writes a tensor": (lambda x, mask: x.clone().__setitem__(mask, x[2:]), 1),
+    "masked_select": (lambda x, mask: x.masked_select(mask), 1),
+    "unique": (lambda x, mask: x.unique(), 1),
+    "bincount": (lambda x, mask: x.bincount(), 1),
+    "tolist": (lambda x, mask: x.tolist(), 1),
+    "cpu": (lambda x, mask: x.cpu(), 1),
+    "one_hot, told how many": (lambda x, mask: torch.nn.functional.one_hot(x, 4), 0),
+    "repeat_interleave": (lambda x, mask: x.repeat_interleave(x), 1),
+    "repeat_interleave, told how many": (lambda x, mask: x.repeat_interleave(x, output_size=6), 0),
+    "twice": (lambda x, mask: x[mask].max().item(), 2),
+}
+
+
+@pytest.mark.parametrize(("call", "expected"), WAITS.values(), ids=WAITS.keys())
+def test_the_benchmark_counts_what_waits_for_a_gpu(call, expected):
+    x = torch.arange(4)
+    mask = x > 1
+    _, counts = bench_peers.count_operators(lambda: call(x, mask))
+    assert counts["waits"] == expected
+
+
 def test_the_benchmark_times_no_peer_that_does_something_else():
     peer, expected = SimpleNamespace(compared="owner", same_job=True), torch.full((1, 10_000), -1)
     expected[0, :50] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from losses import LOSSES, Criterion
 from mgassign import IGNORE, Assignment, PointGrid, TaskAligned, mutual_guidance_assign, task_aligned_assign
 from model import FCOS, Predictions
 from table import FREE_OPTIONS
-from trainer import Trainer
+from trainer import Trainer, learning_rate
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg16", "lite0"])
@@ -210,6 +211,40 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatc
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
     assert (tmp_path / "parts" / "best.pt").exists()
     assert list((tmp_path / "parts").glob("events.out.tfevents.*"))
+
+
+def test_the_learning_rate_warms_up_and_falls_like_half_a_cosine():
+    rates = [learning_rate(step, 100, 0.002) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.0002 * (i + 1) for i in range(9)] + [rates[9]])
+    assert [rates[i] for i in (25, 50, 99)] == pytest.approx(
+        [0.001 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 0.99)]
+    )
+    assert learning_rate(499, 10**6, 1.0) == pytest.approx(1, abs=1e-5)  # 500 steps of warm-up at most
+    assert learning_rate(249, 10**6, 1.0) == pytest.approx(0.5)
+    assert learning_rate(0, 3, 1.0) == 1  # and one at least
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_how_a_step_is_taken(data, tmp_path, monkeypatch, amp, dtype):
+    step, rates, norms, dtypes = Trainer.train_step, [], [], set()
+
+    def watched(self, *arguments):
+        hook = self.model.register_forward_hook(lambda model, inputs, found: dtypes.add(found.logits.dtype))
+        result = step(self, *arguments)
+        hook.remove()
+        rates.append({group["lr"] for group in self.optimizer.param_groups})
+        gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+        norms.append(torch.cat(gradients).norm().item())
+        decays = {id(p): group["weight_decay"] for group in self.optimizer.param_groups for p in group["params"]}
+        assert {id(p): 0.3 if p.dim() > 1 else 0.0 for p in self.model.parameters()} == decays
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    more = options(data, "--lr", "0.002", "--weight-decay", "0.3", "--box-weight", "1e5", "--amp", amp)
+    assert train.main([str(tmp_path / "run"), *more]) == 0
+    assert rates == [{learning_rate(i, 4, 0.002)} for i in range(4)]
+    assert norms == pytest.approx([10] * 4, rel=1e-3)  # what they are clipped to
+    assert dtypes == {dtype}
 
 
 def test_the_original_strategy_may_come_first(data, tmp_path):

@@ -19,7 +19,12 @@ if [[ "$built" == *-linux_*.whl ]]; then
   # Fails where a library asks for a newer glibc than the name says. torch brings its own libraries, CUDA's too.
   arch="${built##*-linux_}"
   auditwheel repair --plat "manylinux_2_28_${arch%.whl}" --only-plat --wheel-dir "$work/renamed" --exclude 'libtorch*.so' \
-    --exclude 'libc10*.so' --exclude 'libcudart.so.*' "$built" 2> "$work/log" || { cat "$work/log"; auditwheel show "$built"; exit 1; }
+    --exclude 'libc10*.so' --exclude 'libcudart.so.*' "$built" 2> "$work/log" || {
+    cat "$work/log"
+    auditwheel show "$built"
+    echo "$built: too new a libstdc++ may come from g++ 13 or newer: CC=gcc-12 CXX=g++-12 make wheel" >&2
+    exit 1
+  }
   built="$(echo "$work"/renamed/*.whl)"
   auditwheel show "$built"
 fi
