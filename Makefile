@@ -119,7 +119,7 @@ $(site): docs/requirements.txt constraints.txt | $(installed)
 	@.venv/bin/pip --python $(site) install -qq -c $(CONSTRAINTS) -r $<
 	@touch $@
 
-# Built as if no GPU were there, else for that one alone.
+# Built as if no GPU were there, else it would be for that one alone; TORCH_CUDA_ARCH_LIST still chooses.
 wheel: $(installed) $(release)  ## build the wheel into dist, prove what its name claims, test it beside each of VERSIONS (fast)
 	@rm -rf build/wheel
 	@CUDA_VISIBLE_DEVICES= .venv/bin/pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .

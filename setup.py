@@ -30,7 +30,9 @@ if sys.platform == "win32":
 
 try:
     import torch
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     sys.exit("mgassign: no torch to build against: install torch 2.11 or newer, or leave out --no-build-isolation")
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel

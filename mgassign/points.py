@@ -104,7 +104,8 @@ class PointGrid:
     ) -> PointGrid:
         """The grid of an image of ``size = (height, width)`` pixels.
 
-        A level of stride ``s`` has ``ceil(height / s)`` rows and ``ceil(width / s)`` columns.
+        A level of stride ``s`` has ``ceil(height / s)`` rows and ``ceil(width / s)`` columns; a quotient that is
+        whole but for rounding is whole.
 
         Args:
             size: Height and width of the (padded) image, in pixels: ``image.shape[-2:]``.

@@ -140,9 +140,10 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (56, 8), (56, 40), (56, 104), (24, 320), (8, 8)], ids=str)
-def test_nothing_is_written_or_read_beyond_the_ends(size):
-    # NaN stands around what is a number, impossible labels, counts and offsets around the rest: whoever reads beyond is
-    # found out; the inputs must come back as they were.
+@pytest.mark.parametrize("beyond", [torch.nan, torch.inf], ids=str)
+def test_nothing_is_written_or_read_beyond_the_ends(size, beyond):
+    # NaN stands around what is a number (a box's), or infinity (a score that wins all), impossible labels, counts and
+    # offsets around the rest: whoever reads beyond is found out; the inputs must come back as they were.
     def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.dtype == other.dtype and torch.equal(one.nan_to_num(-5), other.nan_to_num(-5))
 
@@ -152,7 +153,7 @@ def test_nothing_is_written_or_read_beyond_the_ends(size):
         def guarded(value, wholes=wholes):
             if not isinstance(value, torch.Tensor):
                 return value
-            guard = torch.nan if value.is_floating_point() else -7
+            guard = beyond if value.is_floating_point() else -7
             whole = torch.full((value.numel() + 128,), guard, dtype=value.dtype)
             inner = whole[64:-64].view(value.shape)
             inner.copy_(value)

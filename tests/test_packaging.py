@@ -67,6 +67,19 @@ def test_operators_that_someone_loaded_before_are_refused_by_name(copy):
     )
 
 
+def test_a_build_without_torch_says_so():
+    pytest.importorskip("setuptools", minversion="77")
+
+    def build_without(module: str) -> str:
+        code = f"import sys, runpy; sys.modules[{module!r}] = None; runpy.run_path('setup.py')"
+        return python("-c", code, cwd=ROOT).stderr.splitlines()[-1]
+
+    assert build_without("torch").startswith("mgassign: no torch to build against: install torch 2.11 or newer")
+    assert build_without("typing_extensions").startswith(
+        "ModuleNotFoundError: import of typing_extensions"
+    )  # torch's own
+
+
 def without_libraries(copy: Path) -> str:
     for library in copy.glob("_C*"):
         library.unlink()
