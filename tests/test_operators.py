@@ -148,7 +148,7 @@ TOLD_AS = {
     "gt_boxes": {"gt_labels", "probs"},
     "anchors": {"pred_boxes"},
     "scores": {"k"},
-    **dict.fromkeys(GRID_NAMES, {"grid"}),
+    **{key: {"grid"} for key in GRID_NAMES},
 }
 
 
