@@ -12,22 +12,25 @@ namespace mgassign {
 // Points that an object may choose.
 constexpr int64_t kMostChosen = 128;
 
+// As the float that a rule computes with.
+inline bool is_above_0(double number) {
+  return static_cast<float>(number) > 0 && is_finite(static_cast<float>(number));
+}
+inline bool is_at_least_0(double number) { return number >= 0 && is_finite(static_cast<float>(number)); }
+
 // task_aligned_assign: the rule, and how many points an object chooses and keeps.
 inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
                                      double raise_below, double least_side, int64_t contest, double epsilon,
                                      int64_t activation) {
-  check(alpha >= 0 && is_finite(static_cast<float>(alpha)), "alpha: expected a finite number of at least 0, got ",
-        alpha);
-  for (const double number : {beta, epsilon})
-    check(static_cast<float>(number) > 0 && is_finite(static_cast<float>(number)),
-          "beta, epsilon: expected finite numbers above 0, got ", beta, " and ", epsilon);
+  check(is_at_least_0(alpha), "alpha: expected a finite number of at least 0, got ", alpha);
+  check(is_above_0(beta) && is_above_0(epsilon), "beta, epsilon: expected finite numbers above 0, got ", beta, " and ",
+        epsilon);
   check(overlap == 0 || overlap == 1, "overlap: expected 0 (IoU) or 1 (complete IoU), got ", overlap);
   check(candidates == 0 || candidates == 1, "candidates: expected 0 (inside) or 1 (anywhere), got ", candidates);
   check(contest == 0 || contest == 1, "contest: expected 0 (inside) or 1 (chosen), got ", contest);
-  for (const double number : {margin, raise_below, least_side})
-    check(number >= 0 && is_finite(static_cast<float>(number)),
-          "margin, raise_below, least_side: expected finite numbers of at least 0, got ", margin, ", ", raise_below,
-          " and ", least_side);
+  check(is_at_least_0(margin) && is_at_least_0(raise_below) && is_at_least_0(least_side),
+        "margin, raise_below, least_side: expected finite numbers of at least 0, got ", margin, ", ", raise_below,
+        " and ", least_side);
   check_activation(activation);
   return {Power(alpha),
           Power(beta),
@@ -50,8 +53,7 @@ inline void check_chosen(int64_t max_points, int64_t keep) {
 inline DynamicK make_dynamic_k(int64_t best_overlaps, double overlap_weight, double epsilon) {
   check(1 <= best_overlaps && best_overlaps <= kMostChosen, "best_overlaps: expected 1 to ", kMostChosen, ", got ",
         best_overlaps);
-  check(static_cast<float>(overlap_weight) > 0 && is_finite(static_cast<float>(overlap_weight)) &&
-            static_cast<float>(epsilon) > 0 && is_finite(static_cast<float>(epsilon)),
+  check(is_above_0(overlap_weight) && is_above_0(epsilon),
         "overlap_weight, epsilon: expected finite numbers above 0, got ", overlap_weight, " and ", epsilon);
   return {static_cast<int32_t>(best_overlaps), static_cast<float>(overlap_weight), static_cast<float>(epsilon)};
 }
@@ -59,8 +61,7 @@ inline DynamicK make_dynamic_k(int64_t best_overlaps, double overlap_weight, dou
 inline SimOta make_sim_ota(int64_t best_overlaps, double center_radius, bool inside, double penalty,
                            double overlap_weight, double class_weight, double epsilon, int64_t activation) {
   check_center_radius(center_radius);
-  check(penalty >= 0 && is_finite(static_cast<float>(penalty)) && class_weight >= 0 &&
-            is_finite(static_cast<float>(class_weight)),
+  check(is_at_least_0(penalty) && is_at_least_0(class_weight),
         "penalty, class_weight: expected finite numbers of at least 0, got ", penalty, " and ", class_weight);
   check_activation(activation);
   return {make_dynamic_k(best_overlaps, overlap_weight, epsilon),

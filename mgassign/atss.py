@@ -40,7 +40,8 @@ def atss_assign(
 
     Of equally near points those of lower index are candidates (MMDetection leaves that to ``torch.topk``), of equal
     overlaps the object of lower index has the point. An object with one candidate (a grid of one point, or ``topk=1`` on
-    one level) gets none: one number has no deviation; nor does one so large or far away that areas or distances are no finite float32.
+    one level) gets none: one number has no deviation; nor does one so large or far away that areas or distances are no
+    finite float32.
     The result is the same on every device, for any number of threads, run after run. Candidates are enumerated on
     the grid: memory is in proportion to points plus objects. Nothing here is differentiable, nothing waits for a GPU.
 

@@ -147,28 +147,23 @@ def test_nothing_is_written_or_read_beyond_the_ends(size, beyond):
     def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.dtype == other.dtype and torch.equal(one.nan_to_num(-5), other.nan_to_num(-5))
 
+    def guarded(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        guard = beyond if value.is_floating_point() else -7
+        whole = torch.full((value.numel() + 128,), guard, dtype=value.dtype)
+        inner = whole[64:-64].view(value.shape)
+        inner.copy_(value)
+        wholes.append((whole, whole.clone()))
+        return inner
+
     for name, args, kwargs in calls(requires_grad=False, size=size):
         wholes = []
-
-        def guarded(value, wholes=wholes):
-            if not isinstance(value, torch.Tensor):
-                return value
-            guard = beyond if value.is_floating_point() else -7
-            whole = torch.full((value.numel() + 128,), guard, dtype=value.dtype)
-            inner = whole[64:-64].view(value.shape)
-            inner.copy_(value)
-            wholes.append((whole, whole.clone()))
-            return inner
-
-        expected, found = (
-            result if isinstance(result, tuple) else (result,)
-            for result in (
-                getattr(OPS, name)(*args, **kwargs),
-                getattr(OPS, name)(*map(guarded, args), **{key: guarded(value) for key, value in kwargs.items()}),
-            )
-        )
-        assert all(map(same, found, expected)), name
-        assert len(wholes) >= 1
+        expected = getattr(OPS, name)(*args, **kwargs)
+        found = getattr(OPS, name)(*map(guarded, args), **{key: guarded(value) for key, value in kwargs.items()})
+        pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        assert all(same(*pair) for pair in pairs), name
+        assert wholes
         assert all(same(*pair) for pair in wholes), name
 
 
