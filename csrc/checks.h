@@ -32,8 +32,9 @@ constexpr int64_t kPadding = -1, kRegion = -2;
 // Owners that are no object: of background, and of a point in a region.
 constexpr int64_t kBackground = -1, kIgnored = -2;
 
-// std::invalid_argument reaches Python as ValueError, from torch 2.15 on as RuntimeError: the public functions' call()
-// knows these messages by their beginning.
+// std::invalid_argument reaches Python as ValueError, from torch 2.15 on as RuntimeError. The public functions' call()
+// makes both ValueError; it knows these messages by "mgassign: " at their beginning and the word "expected", which
+// every one of them has to have.
 template <typename... Parts>
 void check(bool condition, const Parts&... parts) {
   if (condition) return;
@@ -189,28 +190,6 @@ inline void check_rows(const std::vector<int64_t>& offsets, const Tensor& gt_box
         gt_boxes.numel() / 4);
 }
 
-// The same with gt_offsets read, so only for tensors in host memory; what check_objects() asks has been asked.
-inline std::vector<int64_t> image_offsets(const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
-                                          const std::optional<std::vector<int64_t>>& gt_counts) {
-  std::vector<int64_t> offsets;
-  if (gt_offsets) {
-    const auto* data = gt_offsets->const_data_ptr<int64_t>();
-    offsets.assign(data, data + gt_offsets->size(0));
-  } else {
-    offsets = count_rows(gt_boxes, gt_counts);
-  }
-  check_rows(offsets, gt_boxes);
-  return offsets;
-}
-
-// Whether there are neither points nor objects, however many images: then there is no time for an offset of each.
-inline bool nothing_to_assign(const Tensor& owner, const Tensor& gt_boxes, const std::optional<Tensor>& gt_offsets,
-                              const std::optional<std::vector<int64_t>>& gt_counts) {
-  if (owner.numel() != 0 || gt_boxes.numel() != 0) return false;
-  if (gt_offsets || gt_counts) image_offsets(gt_boxes, gt_offsets, gt_counts);
-  return true;
-}
-
 inline void check_center_radius(double center_radius) {
   check(center_radius >= 0 && is_finite(static_cast<float>(center_radius)),
         "center_radius: expected a finite number of at least 0, got ", center_radius);
@@ -231,11 +210,12 @@ inline void check_property(const Tensor& property, const Tensor& gt_boxes, const
   check_same_device(property, gt_boxes, name);
 }
 
-// Everything about predictions and labels that holds on every device.
+// Everything about predictions, labels and the counts of points wanted that holds on every device.
 inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_scores, const Tensor& gt_boxes,
-                              const Tensor& gt_labels, int64_t num_images, int64_t num_points,
-                              const char* scores = "pred_logits") {
+                              const Tensor& gt_labels, const std::optional<Tensor>& wanted, int64_t num_images,
+                              int64_t num_points, const char* scores = "pred_logits") {
   check_property(gt_labels, gt_boxes, "gt_labels");
+  if (wanted) check_property(*wanted, gt_boxes, "wanted");
   check(pred_boxes.dim() == 3 && pred_boxes.size(0) == num_images && pred_boxes.size(1) == num_points &&
             pred_boxes.size(2) == 4,
         "pred_boxes: expected shape [", num_images, ", ", num_points, ", 4], got ", shape_of(pred_boxes));
@@ -247,11 +227,12 @@ inline void check_predictions(const Tensor& pred_boxes, const Tensor& pred_score
   check_same_device(gt_boxes, pred_boxes, "gt_boxes");
 }
 
-// How many points an object gets: N_g, from what the original strategy or the caller gives it.
+// How many points an object gets: what the original strategy, the caller or the rule gives it, held to
+// [min_points, max_points] and to the points there are.
 struct Quota {
   int64_t least, most;
 
-  Quota(int64_t min_points, int64_t max_points, int64_t num_points)
+  Quota(int64_t min_points, int64_t max_points, int64_t num_points = std::numeric_limits<int64_t>::max())
       : least(std::min(min_points, num_points)), most(std::min(max_points, num_points)) {
     check(0 <= min_points && min_points <= max_points,
           "min_points, max_points: expected 0 <= min_points <= max_points, ", "got ", min_points, " and ", max_points);

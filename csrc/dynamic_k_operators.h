@@ -18,9 +18,8 @@ struct DynamicKInputs {
   Quota quota;
 
   void check(int64_t num_images, int64_t num_points) const {
-    check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points);
+    check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, wanted, num_images, num_points);
     if (objectness) check_objectness(*objectness, pred_scores);
-    if (wanted) check_property(*wanted, gt_boxes, "wanted");
   }
 };
 
@@ -35,10 +34,10 @@ std::tuple<Tensor, Tensor> sim_ota_assign(const Tensor& pred_boxes, const Tensor
                                           int64_t activation) {
   const SimOta rule =
       make_sim_ota(best_overlaps, center_radius, inside, penalty, overlap_weight, class_weight, epsilon, activation);
-  check_chosen(max_points, 0);
+  check_most_chosen(max_points);
   return Device::assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS),
                         {pred_boxes, pred_logits, pred_objectness, gt_boxes, gt_labels, gt_offsets, gt_counts, wanted,
-                         Quota(min_points, max_points, max_points)});
+                         Quota(min_points, max_points)});
 }
 
 template <typename Device>
@@ -49,10 +48,10 @@ std::tuple<Tensor, Tensor> soft_label_assign(const Tensor& pred_boxes, const Ten
                                              int64_t best_overlaps, double center_radius, double overlap_weight,
                                              double epsilon, int64_t activation) {
   const SoftLabel rule = make_soft_label(best_overlaps, center_radius, overlap_weight, epsilon, activation);
-  check_chosen(max_points, 0);
+  check_most_chosen(max_points);
   return Device::assign(rule, make_grid(MGASSIGN_GRID_ARGUMENTS),
                         {pred_boxes, pred_logits, std::nullopt, gt_boxes, gt_labels, gt_offsets, gt_counts, wanted,
-                         Quota(min_points, max_points, max_points)});
+                         Quota(min_points, max_points)});
 }
 
 }  // namespace mgassign

@@ -1,4 +1,4 @@
-// Every CUDA kernel in one unit of translation: what they have in common nvcc compiles once, and what it makes for an
+// Every CUDA kernel in one translation unit: what they have in common nvcc compiles once, and what it makes for an
 // architecture it compresses as a whole, to three quarters. Each of the files compiles by itself too.
 #include "cuda/amplified_centerness.cu"
 #include "cuda/anchor_mutual_guidance_assign.cu"

@@ -18,7 +18,7 @@ inline bool is_above_0(double number) {
 }
 inline bool is_at_least_0(double number) { return number >= 0 && is_finite(static_cast<float>(number)); }
 
-// task_aligned_assign: the rule, and how many points an object chooses and keeps.
+// task_aligned_assign
 inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap, int64_t candidates, double margin,
                                      double raise_below, double least_side, int64_t contest, double epsilon,
                                      int64_t activation) {
@@ -44,9 +44,13 @@ inline TaskAligned make_task_aligned(double alpha, double beta, int64_t overlap,
           activation == 1};
 }
 
-inline void check_chosen(int64_t max_points, int64_t keep) {
-  check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
+// How many of the points that an object got it keeps.
+inline void check_keep(int64_t keep) {
   check(0 <= keep && keep <= kMostChosen, "keep: expected 0 (all) to ", kMostChosen, ", got ", keep);
+}
+
+inline void check_most_chosen(int64_t max_points) {
+  check(max_points <= kMostChosen, "max_points: expected at most ", kMostChosen, ", got ", max_points);
 }
 
 // sim_ota_assign, soft_label_assign

@@ -16,8 +16,8 @@ from .dynamic_k import DynamicKAssignment, sim_ota_assign, soft_label_assign
 from .ops import amplified_centerness, box_iou, topk_per_object
 from .points import FCOS_RANGES, PointGrid
 from .settings import SimOTA, SoftLabel, TaskAligned
-from .targets import centerness, take
-from .task_aligned import TaskAlignedAssignment, dense_scores, task_aligned_assign
+from .targets import centerness, dense_scores, take
+from .task_aligned import TaskAlignedAssignment, task_aligned_assign
 
 __version__ = "0.1.0"
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .points import PointGrid
-
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -49,7 +47,7 @@ def dense(name: str, value: Tensor) -> None:
 
 
 def readable(value: Tensor) -> bool:
-    """Whether values can be looked at: on a GPU, while compiling, tracing or under vmap nobody can without waiting, or at all."""
+    """Whether the values can be read without waiting: not on a GPU, nor while compiling, tracing or under vmap."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     # Subclasses that leave their work to torch, such as parameters, have values; fake and distributed tensors do it all.
@@ -58,8 +56,8 @@ def readable(value: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
-def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
-    """The shape; a string stands for a dimension of any size."""
+def shape(name: str, value: Tensor, expected: tuple[int | str, ...], told_by: str = "") -> None:
+    """The shape; a string stands for a dimension of any size. ``told_by``: where the sizes come from."""
     got = value.shape
     if got == expected:
         return
@@ -67,12 +65,8 @@ def shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
     for size, wanted in zip(got, expected):  # noqa: B905  (lengths were compared; strict costs time on every call)
         fits = fits and (size == wanted or isinstance(wanted, str))
     if not fits:
-        raise ValueError(f"{name}: expected shape [{', '.join(map(str, expected))}], got {list(got)}")
-
-
-def grid(value: Any) -> None:
-    if not isinstance(value, PointGrid):
-        raise TypeError(f"grid: expected a PointGrid, got {type(value).__name__}")
+        why = f" ({told_by})" if told_by else ""
+        raise ValueError(f"{name}: expected shape [{', '.join(map(str, expected))}]{why}, got {list(got)}")
 
 
 def number(
@@ -116,3 +110,9 @@ def flag(name: str, value: Any) -> None:
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def activation(value: Any) -> int:
+    """The operators' number for it."""
+    choice("activation", value, ("none", "sigmoid"))
+    return int(value == "sigmoid")

@@ -115,8 +115,9 @@ def call(operator: Callable[..., Any], *arguments: Any) -> Any:
     """Calls an operator; what it raises arrives as the exception that the public functions promise.
 
     A check of the compiled library is a ValueError, up to torch 2.14 by itself, later only here. Where memory ran out,
-    torch raises its own exception, which programs know that try again with less. Compiled code calls operators
-    directly: there the exceptions are torch's.
+    torch's own out-of-memory exception is raised, which programs that retry with less catch. Compiled code calls operators
+    directly: there the exceptions are torch's. Arguments go by position: the dispatcher looks keywords up one by one, which
+    is time on every call.
     """
     if torch.compiler.is_compiling():
         return operator(*arguments)
@@ -134,9 +135,9 @@ def call(operator: Callable[..., Any], *arguments: Any) -> Any:
         if failed := _OUT_OF_MEMORY.match(message):
             device = next(a.device for a in arguments if isinstance(a, Tensor))
             torch.empty(min(int(failed[1]), 2**62), dtype=torch.uint8, device=device)  # raises, in torch's own words
-            # Unless what the operator had already has been enough to give back.
+            # No exception where the memory that the failed operator gave back is enough: then it is raised here.
             if device.type == "cuda":
-                # A fault of any kernel before comes to light where memory is asked for next. This tells it.
+                # An earlier kernel's fault comes to light at the next allocation; synchronizing raises it as what it is.
                 if not torch.cuda.is_current_stream_capturing():
                     torch.cuda.synchronize(device)
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {failed[1]} bytes.") from None
@@ -152,7 +153,7 @@ def _num_images(gt_boxes: Tensor, gt_offsets: Tensor | None, gt_counts: list[int
 
 
 def _fake(operator: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What register_fake does too, which looks for its caller among all modules of the process: a quarter of our import."""
+    """torch.library.register_fake without its search of all loaded modules for the caller, a quarter of our import time."""
 
     def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
         _library.impl(operator, kernel, "Meta")

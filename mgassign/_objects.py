@@ -70,18 +70,30 @@ def pack_scene(
     gt_boxes: Objects,
     gt_labels: Objects,
     like: Tensor | None = None,
+    points: str = "points of the grid",
 ) -> tuple[Packed, Packed]:
     """Boxes and labels of the images that there are predictions for; ``name`` is what the class scores are called."""
     _checks.tensor("pred_boxes", pred_boxes, like=like)
     _checks.tensor(name, pred_scores, like=pred_boxes)
     boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
-    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4))
-    _checks.shape(name, pred_scores, (boxes.num_images, num_points, "C"))
+    told_by = f"images of gt_boxes, {points}"
+    _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4), told_by)
+    _checks.shape(name, pred_scores, (boxes.num_images, num_points, "C"), told_by)
     return boxes, labels
 
 
 def pack_boxes(gt_boxes: Objects, like: Tensor | None = None) -> Packed:
     return pack("gt_boxes", gt_boxes, _checks.FLOATING, (4,), like)
+
+
+def pack_if_labelled(
+    gt_boxes: Objects, gt_labels: Objects | None, like: Tensor | None = None
+) -> tuple[Packed, Tensor | None]:
+    """Boxes, and the labels where they are given."""
+    if gt_labels is None:
+        return pack_boxes(gt_boxes, like), None
+    boxes, labels = pack_objects(gt_boxes, gt_labels, like)
+    return boxes, labels.values
 
 
 def pack_quota(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_objects, pack_quota, pack_scene
+from ._objects import Objects, lists_run_eagerly, pack_if_labelled, pack_quota, pack_scene
 from .assign import Assignment
 
 __all__ = ["AnchorAssignment", "anchor_mutual_guidance_assign", "max_iou_assign"]
@@ -50,15 +50,15 @@ def max_iou_assign(
       ``gt_max_assign_all=False``);
     - ``"none"``: nothing of the kind.
 
-    The assignments are those of torchvision and MMDetection bit for bit, but for an object that no anchor overlaps: it gets
-    none here, and there all anchors without any overlap (torchvision's ``SSDMatcher``: the first); and of MMDetection's but
-    for boxes of less than a millionth of a square pixel, whose unions it takes to be that large. An image without
-    objects is background. Regions are of our own: MMDetection's ``gt_instances_ignore`` takes anchors away before objects
-    choose.
+    The assignments are those of torchvision and MMDetection bit for bit, with two exceptions. An object that no anchor
+    overlaps gets none here, and there all anchors without any overlap (torchvision's ``SSDMatcher``: the first). And
+    MMDetection takes unions below a millionth of a square pixel to be that large. An image without objects is background.
+    Regions are of our own: MMDetection's ``gt_instances_ignore`` takes anchors away before objects choose.
 
     Every pair of anchor and object is accounted for without ever being stored; memory is in proportion to anchors plus
     objects. Anchors that follow one another should lie near each other, as they do in the order detectors make them in:
-    the result does not depend on the order, the time does (a million in random order by 2,000 objects: some 45 times). Nothing here is differentiable, nothing waits for a GPU.
+    the result does not depend on the order, the time does (a million in random order by 2,000 objects: some 45 times).
+    Nothing here is differentiable, nothing waits for a GPU.
 
     Args:
         anchors: xyxy in pixels, floating point [A, 4], any strides; all images share them. One that is no box overlaps
@@ -86,17 +86,12 @@ def max_iou_assign(
     """
     _checks.tensor("anchors", anchors)
     _checks.shape("anchors", anchors, ("A", 4))
-    if gt_labels is None:
-        boxes, labels = pack_boxes(gt_boxes, like=anchors), None
-    else:
-        boxes, packed = pack_objects(gt_boxes, gt_labels, like=anchors)
-        labels = packed.values
+    boxes, labels = pack_if_labelled(gt_boxes, gt_labels, like=anchors)
     _checks.number("high", high, above=0, at_most=1)
     _checks.number("low", low, above=0, at_most=high)
     _checks.choice("low_quality", low_quality, _LOW_QUALITY)
     _checks.number("min_iou", min_iou, at_least=0, at_most=1)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
-    # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return AnchorAssignment(
         *_library.call(
             torch.ops.mgassign.max_iou_assign.default,
@@ -128,13 +123,13 @@ def anchor_mutual_guidance_assign(
     min_points: int = 1,
     num_points: int | Objects | None = None,
     ignore_share: float = 0.5,
-    activation: Literal["sigmoid", "none"] = "sigmoid",
+    activation: Literal["none", "sigmoid"] = "sigmoid",
 ) -> Assignment:
     """Assigns anchors to objects by Mutual Guidance, for a batch of images.
 
     Zhang, Fromont, Lefèvre, Avignon: *Localize to Classify and Classify to Localize: Mutual Guidance in Object
-    Detection* (ACCV 2020), section 3. The original strategy gives an object the anchors that overlap no other one more
-    and it by at least ``high``, N_g of them, and ignores those between ``low`` and ``high``. For
+    Detection* (ACCV 2020), section 3. The original strategy gives an object the anchors that overlap it most of all objects
+    and by at least ``high``, N_g of them, and ignores those between ``low`` and ``high``. For
     **classification** an object gets the N_g anchors whose predicted boxes overlap it most, and as many as were ignored
     come after them: their owner is -2. For **localization** it gets the N_g anchors of highest
     ``iou ** ((sigma - p) / sigma)``: their overlap, amplified by the predicted probability p of its class.
@@ -184,13 +179,12 @@ def anchor_mutual_guidance_assign(
     _checks.tensor("anchors", anchors)
     _checks.shape("anchors", anchors, ("A", 4))
     boxes, labels = pack_scene(
-        anchors.shape[0], pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels, like=anchors
+        anchors.shape[0], pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels, like=anchors, points="anchors"
     )
     _checks.number("sigma", sigma, above=1)
     _checks.number("high", high, above=0, at_most=1)
     _checks.number("low", low, above=0, at_most=high)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
-    _checks.choice("activation", activation, ("sigmoid", "none"))
     quota = pack_quota(num_points, boxes, min_points, _checks.LARGEST_COUNT)
     return Assignment(
         *_library.call(
@@ -208,6 +202,6 @@ def anchor_mutual_guidance_assign(
             low,
             *quota[1:],
             ignore_share,
-            1 if activation == "sigmoid" else 0,
+            _checks.activation(activation),
         )
     )

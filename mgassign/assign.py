@@ -9,20 +9,20 @@ from torch import Tensor
 
 from . import _checks, _library
 from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_quota, pack_scene
-from .points import PointGrid
+from .points import PointGrid, check_grid
 
 __all__ = ["Assignment", "OriginalAssignment", "fcos_assign", "mutual_guidance_assign"]
 
 
 class Assignment(NamedTuple):
-    """Who is positive for what. In the first three, -1 means nobody's point: background, and -2 one to be ignored."""
+    """Who is positive for what, of P points or anchors. In the first three -1 means nobody's: background, and -2: ignored."""
 
     cls: Tensor
     """int64 [B, P]: the object, by its index within its image, whose class the point learns (Localize to Classify)."""
     loc: Tensor
     """int64 [B, P]: the object whose box the point learns (Classify to Localize)."""
     original: Tensor
-    """int64 [B, P]: the object FCOS's own strategy gives the point to."""
+    """int64 [B, P]: the object that geometry alone gives the point to: FCOS's strategy; of anchors, their overlaps."""
     num_points: Tensor
     """int64 [N]: N_g, how many points each object may have, the objects of the images one after the other."""
     iou: Tensor
@@ -53,7 +53,7 @@ def mutual_guidance_assign(
     num_points: int | Objects | None = None,
     inside: bool = False,
     ignore_share: float = 0.5,
-    activation: Literal["sigmoid", "none"] = "sigmoid",
+    activation: Literal["none", "sigmoid"] = "sigmoid",
 ) -> Assignment:
     """Assigns points to objects by Mutual Guidance, for a batch of images.
 
@@ -115,16 +115,14 @@ def mutual_guidance_assign(
     >>> found.num_points, found.cls.shape
     (tensor([4]), torch.Size([1, 80]))
     """
-    _checks.grid(grid)
+    check_grid(grid)
     boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
     _checks.number("center_radius", center_radius, at_least=0)
     _checks.number("sigma", sigma, above=1)
     _checks.flag("level_gate", level_gate)
     _checks.flag("inside", inside)
     _checks.number("ignore_share", ignore_share, above=0, at_most=1)
-    _checks.choice("activation", activation, ("sigmoid", "none"))
     quota = pack_quota(num_points, boxes, min_points, _checks.LARGEST_COUNT)
-    # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return Assignment(
         *_library.call(
             torch.ops.mgassign.mutual_guidance_assign.default,
@@ -142,7 +140,7 @@ def mutual_guidance_assign(
             *quota[1:],
             inside,
             ignore_share,
-            1 if activation == "sigmoid" else 0,
+            _checks.activation(activation),
         )
     )
 
@@ -158,8 +156,8 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
     Args:
         grid: Where the P points lie.
         gt_boxes: The objects' boxes xyxy in pixels, floating point, in one of the forms
-            :func:`mutual_guidance_assign` takes. Without labels padding is known by boxes that are none (zeros, say), and
-            every other box is an object: regions to be ignored are left out, or left to ``original`` of
+            :func:`mutual_guidance_assign` takes. There are no labels: padding is known by boxes that are none (zeros, say),
+            and every other box is an object: regions to be ignored are left out, or left to ``original`` of
             :func:`mutual_guidance_assign`, which marks their points.
         center_radius: Half the side of the central box, in strides. 0: the whole box.
 
@@ -173,7 +171,7 @@ def fcos_assign(grid: PointGrid, gt_boxes: Objects, center_radius: float = 1.5) 
     >>> fcos_assign(grid, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])]).num_points
     tensor([4])
     """
-    _checks.grid(grid)
+    check_grid(grid)
     _checks.number("center_radius", center_radius, at_least=0)
     boxes = pack_boxes(gt_boxes)
     operator = torch.ops.mgassign.fcos_assign.default

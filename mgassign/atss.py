@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from ._objects import Objects, lists_run_eagerly, pack_boxes, pack_objects
-from .points import PointGrid
+from ._objects import Objects, lists_run_eagerly, pack_if_labelled
+from .points import PointGrid, check_grid
 from .settings import MOST_CHOSEN
 
 __all__ = ["AtssAssignment", "atss_assign"]
@@ -66,15 +66,10 @@ def atss_assign(
     >>> (found.owner == 0).sum(), found.iou.max()
     (tensor(5), tensor(1.))
     """
-    _checks.grid(grid)
-    if gt_labels is None:
-        boxes, labels = pack_boxes(gt_boxes), None
-    else:
-        boxes, packed = pack_objects(gt_boxes, gt_labels)
-        labels = packed.values
+    check_grid(grid)
+    boxes, labels = pack_if_labelled(gt_boxes, gt_labels)
     _checks.number("anchor_scale", anchor_scale, above=0)
     _checks.count("topk", topk, at_least=1, at_most=MOST_CHOSEN)
-    # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return AtssAssignment(
         *_library.call(
             torch.ops.mgassign.atss_assign.default,

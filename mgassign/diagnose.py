@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _checks
 from ._objects import Objects, Packed, pack_boxes, pack_objects
-from .points import PointGrid
+from .points import PointGrid, check_grid
 
 __all__ = ["Unassigned", "unassigned"]
 
@@ -71,7 +71,7 @@ def unassigned(
     Args:
         grid: Where the P points lie.
         owner: Each point's object by its index within its image, int64 [B, P]: ``cls``, ``loc`` or ``original`` of an
-            :class:`Assignment`, ``owner`` of what the other assigners of points return.
+            assignment, ``owner`` where that is the field's name.
         gt_boxes: The objects' boxes in the form they were assigned in.
         gt_labels: Their labels, in the same form, to leave out padding (-1) and regions (-2). Without labels boxes of
             zeros are left out.
@@ -94,7 +94,7 @@ def unassigned(
     spacing 8 x 8 px
     image 0, object 2 (48, 8, 40, 40): no box: not finite, or x2 <= x1 or y2 <= y1: are the boxes x, y, width, height?
     """
-    _checks.grid(grid)
+    check_grid(grid)
     _checks.tensor("owner", owner, dtypes=(torch.int64,))
     _checks.number("center_radius", center_radius, at_least=0)
     _checks.flag("level_gate", level_gate)

@@ -115,6 +115,9 @@ def points(
         axes: Where to draw.
         places, color, ignored, size, scale: As in :func:`assignment`.
         owners: A point's object, int64 [P], by the name of the field.
+
+    Raises:
+        TypeError, ValueError: if an argument's type, shape or value is not as above.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Wedge
@@ -170,6 +173,9 @@ def boxes(
         names: What is written at them. Default: their indices; ``()``: nothing.
         colors: Of the frames, used in turn.
         scale: As in :func:`assignment`.
+
+    Raises:
+        TypeError, ValueError: if an argument's type, shape or value is not as above.
     """
     from matplotlib import patheffects
     from matplotlib.patches import Rectangle
@@ -209,6 +215,9 @@ def picture(axes: Axes, image: Any) -> None:
         axes: Where to draw.
         image: A tensor [3, H, W], [1, H, W] or [H, W, 3], uint8 or floating point in [0, 1]; or what matplotlib's
             ``imshow`` takes: an array [H, W, 3], a picture of PIL.
+
+    Raises:
+        TypeError, ValueError: if it is none of these.
     """
     pixels, (height, width) = _pixels(image)
     axes.imshow(pixels, extent=(0, width, height, 0))
@@ -217,7 +226,11 @@ def picture(axes: Axes, image: Any) -> None:
 
 
 def legend(axes: Axes, fields: Sequence[str], **settings: Any) -> None:
-    """Says below the picture what the colours of these fields mean; ``settings`` are those of ``Axes.legend``."""
+    """Says below the picture what the colours of these fields mean; ``settings`` are those of ``Axes.legend``.
+
+    Raises:
+        TypeError: if ``fields`` is a single name.
+    """
     from matplotlib.lines import Line2D
 
     if isinstance(fields, str):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _checks, _library
 from ._objects import Objects, lists_run_eagerly, pack_quota, pack_scene
-from .points import PointGrid
+from .points import PointGrid, check_grid
 from .settings import MOST_CHOSEN, SimOTA, SoftLabel
 
 __all__ = ["DynamicKAssignment", "sim_ota_assign", "soft_label_assign"]
@@ -84,12 +84,11 @@ def sim_ota_assign(
     """
     if not isinstance(settings, SimOTA):
         raise TypeError(f"settings: expected SimOTA, got {type(settings).__name__}")
-    _checks.grid(grid)
+    check_grid(grid)
     boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
     if pred_objectness is not None:
         _checks.tensor("pred_objectness", pred_objectness, like=pred_boxes)
         _checks.shape("pred_objectness", pred_objectness, (boxes.num_images, grid.num_points))
-    _checks.choice("activation", activation, ("none", "sigmoid"))
     return DynamicKAssignment(
         *_library.call(
             torch.ops.mgassign.sim_ota_assign.default,
@@ -109,7 +108,7 @@ def sim_ota_assign(
             settings.overlap_weight,
             settings.class_weight,
             settings.epsilon,
-            1 if activation == "sigmoid" else 0,
+            _checks.activation(activation),
         )
     )
 
@@ -158,9 +157,8 @@ def soft_label_assign(
     """
     if not isinstance(settings, SoftLabel):
         raise TypeError(f"settings: expected SoftLabel, got {type(settings).__name__}")
-    _checks.grid(grid)
+    check_grid(grid)
     boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels)
-    _checks.choice("activation", activation, ("none", "sigmoid"))
     return DynamicKAssignment(
         *_library.call(
             torch.ops.mgassign.soft_label_assign.default,
@@ -176,6 +174,6 @@ def soft_label_assign(
             settings.center_radius,
             settings.overlap_weight,
             settings.epsilon,
-            1 if activation == "sigmoid" else 0,
+            _checks.activation(activation),
         )
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
-from .points import PointGrid
+from .points import PointGrid, check_grid
 
 __all__ = ["amplified_centerness", "box_iou", "topk_per_object"]
 
@@ -69,7 +69,7 @@ def amplified_centerness(
     >>> amplified_centerness(grid, torch.tensor([[0.0, 0.0, 8.0, 12.0]]), torch.zeros(4, 1)).T
     tensor([[0.7071, 0.0000, 0.0000, 0.0000]])
     """
-    _checks.grid(grid)
+    check_grid(grid)
     _checks.tensor("gt_boxes", gt_boxes)
     _checks.tensor("probs", probs, like=gt_boxes)
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))

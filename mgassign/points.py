@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from . import _checks
+
 __all__ = ["FCOS_RANGES", "PointGrid"]
 
 #: FCOS, section 3.2: the size of object each level is made for, from fine to coarse, in pixels.
@@ -24,9 +26,8 @@ GridArguments: TypeAlias = tuple[
     tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]
 ]
 
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = _checks.LARGEST_NUMBER
 _SMALLEST = 2.0**-149  # above 0, of float32
-_MOST_POINTS = 2**31 - 1  # point indices travel as int32 inside the kernels
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,18 @@ class PointGrid:
     def __post_init__(self) -> None:
         strides = _strides(self.strides)
         count = len(strides)
-        heights, widths = _sides("heights", self.heights, count), _sides("widths", self.widths, count)
+        a_level = f"one number per level ({count})"
+        heights, widths = _sides("heights", self.heights, count, a_level), _sides("widths", self.widths, count, a_level)
+        for name, sides in (("heights", heights), ("widths", widths)):
+            if any(isinstance(side, int) and side > _checks.LARGEST_COUNT for side in sides):  # one may be symbolic
+                raise ValueError(f"{name}: expected numbers below 2^31, got {sides!r}")
         spacings = _above_0("spacings", self.spacings, _pairs("spacings", self.spacings, count))
         offsets = _pairs("offsets", self.offsets, count)
         ranges = _pairs("ranges", self.ranges, count, finite=False)
         if any(lo > hi for lo, hi in ranges):
             raise ValueError(f"ranges: expected (lo, hi) with lo <= hi, got {self.ranges!r}")
         num_points = sum(h * w for h, w in zip(heights, widths, strict=True))
-        if num_points > _MOST_POINTS:
+        if num_points > _checks.LARGEST_COUNT:  # point indices travel as int32 inside the kernels
             raise ValueError(f"heights, widths: expected fewer than 2^31 points in all, got {num_points}")
         # No infinity among the operators' arguments: compilers that write them down as text do not know it.
         bounds = tuple(min(max(bound, -_LARGEST), _LARGEST) for pair in ranges for bound in pair)
@@ -117,7 +122,7 @@ class PointGrid:
         >>> PointGrid.for_image((320, 320), strides=(8, 16, 32, 64)).num_points
         2125
         """
-        height, width = _sides("size", size, 2)
+        height, width = _sides("size", size, 2, "(height, width)")
         cells = [(_cells(height, s), _cells(width, s)) for s in _strides(strides)]
         return cls.from_features(cells, strides, ranges=ranges, spacing=spacing, offset=offset)
 
@@ -156,7 +161,7 @@ class PointGrid:
         rows = _sequence("sizes", sizes)
         if len(rows) != count:
             raise ValueError(f"sizes: expected one (height, width) per stride ({count}), got {len(rows)}")
-        cells = [_sides(f"sizes[{i}]", size, 2) for i, size in enumerate(rows)]
+        cells = [_sides(f"sizes[{i}]", size, 2, "(height, width)") for i, size in enumerate(rows)]
         return cls(
             heights=tuple(height for height, _ in cells),
             widths=tuple(width for _, width in cells),
@@ -232,14 +237,7 @@ class PointGrid:
         return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
     def _check_per_point(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.layout is not torch.strided or value.is_nested:
-            raise TypeError(
-                f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}"
-            )
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+        _checks.tensor(name, value)
         if value.dim() < 2 or value.shape[-1] != 4 or value.shape[-2] != self.num_points:
             raise ValueError(f"{name}: expected shape [..., {self.num_points}, 4], got {list(value.shape)}")
 
@@ -271,27 +269,32 @@ def _number(name: str, value: Any, *, finite: bool = True) -> float:
         return math.inf if value > 0 else -math.inf  # integers beyond any float, too
     if isinstance(value, int):
         return value
-    return int(value) if finite and value == value // 1 else float(value) + 0.0  # of two zeros, that of whole numbers
+    return int(value) if finite and value == value // 1 else float(value) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def check_grid(value: Any) -> None:
+    if not isinstance(value, PointGrid):
+        raise TypeError(f"grid: expected a PointGrid, got {type(value).__name__}")
 
 
 def _cells(side: int, stride: float) -> int:
-    """ceil(side / stride); a side that is so many strides but for rounding has no cell more."""
+    """ceil(side / stride); a quotient that is whole but for rounding is whole."""
     if stride % 1:
         return math.ceil(side / stride * (1 - 1e-12))
     return -(-side // cast(int, stride))
 
 
-def _sides(name: str, values: Any, count: int) -> tuple[int, ...]:
-    """So many whole numbers of at least 0."""
+def _sides(name: str, values: Any, count: int, expected: str) -> tuple[int, ...]:
+    """``count`` whole numbers of at least 0, which a message calls ``expected``."""
+    shape = getattr(values, "shape", (count,))
+    if len(shape) > 1:  # a feature map in the place of its size
+        raise ValueError(f"{name}: expected {expected}, got {type(values).__name__} of shape {list(shape)}")
     sides = _sequence(name, values)
     if len(sides) != count:
-        expected = "(height, width)" if name.startswith("size") else f"one number per level ({count})"
         raise ValueError(f"{name}: expected {expected}, got {values!r}")
     numbers = [_number(name, side) for side in sides]
     if any(number % 1 != 0 or number < 0 for number in numbers):
         raise ValueError(f"{name}: expected whole numbers of at least 0, got {values!r}")
-    if not name.startswith("size") and any(isinstance(number, int) and number >= 2**31 for number in numbers):
-        raise ValueError(f"{name}: expected numbers below 2^31, got {values!r}")
     return cast(tuple[int, ...], tuple(numbers))
 
 

@@ -9,7 +9,7 @@ from . import _checks
 
 __all__ = ["SimOTA", "SoftLabel", "TaskAligned"]
 
-#: The most points that an object may choose: the lists of choices are kept in fast memory.
+#: The most points that an object may choose: the lists of choices are kept in a GPU block's shared memory.
 MOST_CHOSEN = 128
 
 
@@ -70,10 +70,9 @@ class TaskAligned:
     TOOD: ClassVar[TaskAligned]
 
     def __post_init__(self) -> None:
-        for name in ("k", "keep"):
-            value = getattr(self, name)
-            if value is not None or name == "k":
-                _checks.count(name, value, at_least=1, at_most=MOST_CHOSEN)
+        _checks.count("k", self.k, at_least=1, at_most=MOST_CHOSEN)
+        if self.keep is not None:
+            _checks.count("keep", self.keep, at_least=1, at_most=MOST_CHOSEN)
         _checks.number("alpha", self.alpha, at_least=0)
         _checks.number("beta", self.beta, above=0)
         _checks.number("epsilon", self.epsilon, above=0)
@@ -106,7 +105,7 @@ class SimOTA:
     predicted box and object.
 
     Attributes:
-        best_overlaps: An object chooses as many points as so many of its highest overlaps add up to, at least 1.
+        best_overlaps: An object chooses as many points as this many of its highest overlaps add up to, at least 1.
         center_radius: How far from an object's centre a point may lie and be central, along each axis, in strides.
         inside: Whether a point has to lie inside the object's box, too, to be central. Then all points inside a box or
             near a centre may be chosen, otherwise those near a centre alone.
@@ -156,7 +155,7 @@ class SoftLabel:
     and object; d the distance of the point from the object's centre, in strides.
 
     Attributes:
-        best_overlaps: An object chooses as many points as so many of its highest overlaps add up to, at least 1.
+        best_overlaps: An object chooses as many points as this many of its highest overlaps add up to, at least 1.
         center_radius: The distance from an object's centre at which a point costs 1 more, in strides.
         overlap_weight: How much the overlap counts.
         epsilon: Added to the overlap before its logarithm is taken.

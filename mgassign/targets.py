@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _checks
 from ._objects import Objects, lists_run_eagerly
 
-__all__ = ["centerness", "take"]
+__all__ = ["centerness", "dense_scores", "take"]
 
 
 @lists_run_eagerly
@@ -23,13 +23,13 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
 
     Args:
         owner: A point's object by its index within its image, int64 [B, P]: ``cls``, ``loc`` or ``original`` of an
-            :class:`Assignment`. Negative: nobody's.
+            assignment, ``owner`` where that is the field's name. Negative: nobody's.
         objects: The property in the form the objects were assigned in, of any dtype: a list of B tensors [G_b, ...]
             (not under ``torch.compile(fullgraph=True)``), a padded tensor [B, G, ...] or a jagged nested tensor.
         fill: What a point learns that is nobody's, a number that the property's dtype holds.
 
     Returns:
-        Of the property's dtype, [B, P, ...]. A list of no images is told no further dimensions: [0, P].
+        Of the property's dtype, [B, P, ...]. A list of no images tells neither dtype nor further dimensions: int64 [0, P].
 
     Raises:
         TypeError: if an argument's type or dtype is not as above.
@@ -43,36 +43,48 @@ def take(owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
     """
     if not isinstance(fill, (bool, int, float)):
         raise TypeError(f"fill: expected a number, got {type(fill).__name__}")
-    return take_named("objects", owner, objects, fill)
+    return _take("objects", owner, objects, fill)
 
 
-def take_named(name: str, owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
-    """:func:`take`, for a caller that has another name for the objects."""
+@lists_run_eagerly
+def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes: int) -> Tensor:
+    """What each point is to learn for each class, for losses that want it so.
+
+    Args:
+        owner: Each point's object by its index within its image, int64 [B, P]; below 0 for none.
+        target: What the point is to learn for its object's class, floating point [B, P].
+        gt_labels: The objects' classes, in any form that :func:`task_aligned_assign` takes. One below 0 or of at least
+            ``num_classes`` has no column: its points get zeros, without an error.
+        num_classes: C, at least 1.
+
+    Returns:
+        [B, P, C] of ``target``'s dtype, 0 but for the class of the point's object. Points of owner -2 have zeros, too:
+        a loss is to leave them out.
+
+    Raises:
+        TypeError, ValueError: if an argument's type, dtype, shape, device or value is not as above.
+
+    >>> dense_scores(torch.tensor([[0, -1]]), torch.tensor([[0.75, 0.0]]), [torch.tensor([2])], num_classes=3)
+    tensor([[[0.0000, 0.0000, 0.7500],
+             [0.0000, 0.0000, 0.0000]]])
+    """
     _checks.tensor("owner", owner, dtypes=(torch.int64,))
-    _checks.shape("owner", owner, ("B", "P"))
-    num_images = owner.shape[0]
-    if isinstance(objects, Tensor):
-        if objects.device != owner.device:
-            raise ValueError(f"{name}: expected device {owner.device} like owner, got {objects.device}")
-        if objects.is_nested:
-            return _take_jagged(name, owner, objects, fill)
-        _checks.dense(name, objects)
-        _checks.shape(name, objects, (num_images, "G", *objects.shape[2:]))
-        return _take_rows(owner, [objects.flatten(0, 1)], _every(objects.shape[1], owner), objects.shape[1], fill)
-    if not isinstance(objects, (list, tuple)):
-        raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
-    if len(objects) != num_images:
-        raise ValueError(f"{name}: expected one tensor per image ({num_images}), got {len(objects)}")
-    if not objects:
-        return torch.empty_like(owner)
-    for b, of_image in enumerate(objects):
-        _check_image(f"{name}[{b}]", of_image, objects[0], owner)
-    # All images made equally long, so that an image's first row follows from its number: the rows' numbers would have
-    # to be sent to the GPU, which waits for it.
-    counts = [of_image.shape[0] for of_image in objects]
-    padding = _filled(objects[0], max(counts), fill)
-    rows = [rows for of_image in objects for rows in (of_image, padding[of_image.shape[0] :])]
-    return _take_rows(owner, rows, _every(max(counts), owner), counts, fill)
+    _checks.tensor("target", target, like=owner)
+    _checks.count("num_classes", num_classes, at_least=1)
+    _checks.shape("target", target, tuple(owner.shape))
+    if isinstance(gt_labels, Tensor):
+        _checks.tensor("gt_labels", gt_labels, dtypes=_checks.INTEGER, jagged=True)
+    elif isinstance(gt_labels, (list, tuple)):
+        for b, of_image in enumerate(gt_labels):
+            _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
+        gt_labels = [of_image.long() for of_image in gt_labels]  # of several dtypes, maybe
+    labels = _take("gt_labels", owner, gt_labels).long()
+    if labels.dim() != 2:
+        raise ValueError(f"gt_labels: expected one number per object, got shape {list(labels.shape[2:])} for each")
+    # Points that have no class write a 0 over a 0: no shape depends on values, and nothing waits for them.
+    has_class = (owner >= 0) & (labels >= 0) & (labels < num_classes)
+    column, value = labels.where(has_class, 0), target.where(has_class, 0)
+    return value.new_zeros((*owner.shape, num_classes)).scatter_(2, column[..., None], value[..., None])
 
 
 def centerness(ltrb: Tensor) -> Tensor:
@@ -102,6 +114,35 @@ def centerness(ltrb: Tensor) -> Tensor:
     ratio = torch.minimum(sides[:2], sides[2:]).clamp_(min=0) / torch.maximum(sides[:2], sides[2:])
     # A point without object has 0 / 0; one beside its box -0.
     return (ratio[0] * ratio[1]).nan_to_num_(nan=0.0).abs_().sqrt_()
+
+
+def _take(name: str, owner: Tensor, objects: Objects, fill: float = 0) -> Tensor:
+    """:func:`take`, for a caller that has another name for the objects."""
+    _checks.tensor("owner", owner, dtypes=(torch.int64,))
+    _checks.shape("owner", owner, ("B", "P"))
+    num_images = owner.shape[0]
+    if isinstance(objects, Tensor):
+        if objects.device != owner.device:
+            raise ValueError(f"{name}: expected device {owner.device} like owner, got {objects.device}")
+        if objects.is_nested:
+            return _take_jagged(name, owner, objects, fill)
+        _checks.dense(name, objects)
+        _checks.shape(name, objects, (num_images, "G", *objects.shape[2:]))
+        return _take_rows(owner, [objects.flatten(0, 1)], _every(objects.shape[1], owner), objects.shape[1], fill)
+    if not isinstance(objects, (list, tuple)):
+        raise TypeError(f"{name}: expected a list of tensors or a tensor, got {type(objects).__name__}")
+    if len(objects) != num_images:
+        raise ValueError(f"{name}: expected one tensor per image ({num_images}), got {len(objects)}")
+    if not objects:
+        return torch.empty_like(owner)
+    for b, of_image in enumerate(objects):
+        _check_image(f"{name}[{b}]", of_image, objects[0], owner)
+    # All images made equally long, so that an image's first row follows from its number: the rows' numbers would have
+    # to be sent to the GPU, which waits for it.
+    counts = [of_image.shape[0] for of_image in objects]
+    padding = _filled(objects[0], max(counts), fill)
+    rows = [rows for of_image in objects for rows in (of_image, padding[of_image.shape[0] :])]
+    return _take_rows(owner, rows, _every(max(counts), owner), counts, fill)
 
 
 def _take_jagged(name: str, owner: Tensor, objects: Any, fill: float) -> Tensor:

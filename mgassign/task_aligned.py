@@ -9,11 +9,10 @@ from torch import Tensor
 
 from . import _checks, _library
 from ._objects import Objects, lists_run_eagerly, pack_quota, pack_scene
-from .points import PointGrid
+from .points import PointGrid, check_grid
 from .settings import MOST_CHOSEN, TaskAligned
-from .targets import take_named
 
-__all__ = ["TaskAlignedAssignment", "dense_scores", "task_aligned_assign"]
+__all__ = ["TaskAlignedAssignment", "task_aligned_assign"]
 
 
 class TaskAlignedAssignment(NamedTuple):
@@ -85,13 +84,11 @@ def task_aligned_assign(
     >>> (found.owner == 0).sum(), found.target.max(), found.iou.max()
     (tensor(10), tensor(1.), tensor(1.))
     """
-    _checks.grid(grid)
+    check_grid(grid)
     boxes, labels = pack_scene(grid.num_points, pred_boxes, "pred_scores", pred_scores, gt_boxes, gt_labels)
     if not isinstance(settings, TaskAligned):
         raise TypeError(f"settings: expected TaskAligned, got {type(settings).__name__}")
-    _checks.choice("activation", activation, ("none", "sigmoid"))
     quota = pack_quota(num_points, boxes, min_points, settings.k, MOST_CHOSEN)
-    # By position: the dispatcher looks keywords up one by one, which is time on every call.
     return TaskAlignedAssignment(
         *_library.call(
             torch.ops.mgassign.task_aligned_assign.default,
@@ -113,47 +110,6 @@ def task_aligned_assign(
             settings.least_side,
             1 if settings.contest == "chosen" else 0,
             settings.epsilon,
-            1 if activation == "sigmoid" else 0,
+            _checks.activation(activation),
         )
     )
-
-
-@lists_run_eagerly
-def dense_scores(owner: Tensor, target: Tensor, gt_labels: Objects, num_classes: int) -> Tensor:
-    """What each point is to learn for each class, for losses that want it so.
-
-    Args:
-        owner: Each point's object by its index within its image, int64 [B, P]; below 0 for none.
-        target: What the point is to learn for its object's class, floating point [B, P].
-        gt_labels: The objects' classes, in any form that :func:`task_aligned_assign` takes. One below 0 or of at least
-            ``num_classes`` has no column: its points get zeros, without an error.
-        num_classes: C, at least 1.
-
-    Returns:
-        [B, P, C] of ``target``'s dtype, 0 but for the class of the point's object. Points of owner -2 have zeros, too:
-        a loss is to leave them out.
-
-    Raises:
-        TypeError, ValueError: if an argument's type, dtype, shape, device or value is not as above.
-
-    >>> dense_scores(torch.tensor([[0, -1]]), torch.tensor([[0.75, 0.0]]), [torch.tensor([2])], num_classes=3)
-    tensor([[[0.0000, 0.0000, 0.7500],
-             [0.0000, 0.0000, 0.0000]]])
-    """
-    _checks.tensor("owner", owner, dtypes=(torch.int64,))
-    _checks.tensor("target", target, like=owner)
-    _checks.count("num_classes", num_classes, at_least=1)
-    _checks.shape("target", target, tuple(owner.shape))
-    if isinstance(gt_labels, Tensor):
-        _checks.tensor("gt_labels", gt_labels, dtypes=_checks.INTEGER, jagged=True)
-    elif isinstance(gt_labels, (list, tuple)):
-        for b, of_image in enumerate(gt_labels):
-            _checks.tensor(f"gt_labels[{b}]", of_image, dtypes=_checks.INTEGER)
-        gt_labels = [of_image.long() for of_image in gt_labels]  # of several dtypes, maybe
-    labels = take_named("gt_labels", owner, gt_labels).long()
-    if labels.dim() != 2:
-        raise ValueError(f"gt_labels: expected one number per object, got shape {list(labels.shape[2:])} for each")
-    # Points that have no class write a 0 over a 0: no shape depends on values, and nothing waits for them.
-    has_class = (owner >= 0) & (labels >= 0) & (labels < num_classes)
-    column, value = labels.where(has_class, 0), target.where(has_class, 0)
-    return value.new_zeros((*owner.shape, num_classes)).scatter_(2, column[..., None], value[..., None])

@@ -375,9 +375,9 @@ GOOD = {
 }
 ERRORS = {
     "no grid": ({"grid": 8}, TypeError, "grid: expected a PointGrid, got int"),
-    "too few points": ({"pred_boxes": torch.rand(1, 3, 4)}, ValueError, "pred_boxes: expected shape [1, 4, 4], got [1, 3, 4]"),
+    "too few points": ({"pred_boxes": torch.rand(1, 3, 4)}, ValueError, "pred_boxes: expected shape [1, 4, 4] (images of gt_boxes, points of the grid), got [1, 3, 4]"),
     "logits of other images": (
-        {"pred_logits": torch.rand(2, 4, 2)}, ValueError, "pred_logits: expected shape [1, 4, C], got [2, 4, 2]",
+        {"pred_logits": torch.rand(2, 4, 2)}, ValueError, "pred_logits: expected shape [1, 4, C] (images of gt_boxes, points of the grid), got [2, 4, 2]",
     ),
     "a label of no class": (
         {"gt_labels": [torch.tensor([2])]}, ValueError, "gt_labels: expected a label in [0, 2), -1 (padding) or -2",

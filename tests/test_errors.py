@@ -70,13 +70,13 @@ ASSIGN_ERRORS = {
         "pred_logits: expected a floating-point tensor, got torch.complex64",
     ),
     "too few points": (
-        {"pred_boxes": torch.rand(2, 63, 4)}, ValueError, "pred_boxes: expected shape [2, 64, 4], got [2, 63, 4]",
+        {"pred_boxes": torch.rand(2, 63, 4)}, ValueError, "pred_boxes: expected shape [2, 64, 4] (images of gt_boxes, points of the grid), got [2, 63, 4]",
     ),
     "another batch size": (
-        {"pred_logits": torch.rand(3, 64, 3)}, ValueError, "pred_logits: expected shape [2, 64, C], got [3, 64, 3]",
+        {"pred_logits": torch.rand(3, 64, 3)}, ValueError, "pred_logits: expected shape [2, 64, C] (images of gt_boxes, points of the grid), got [3, 64, 3]",
     ),
     "no batch dimension": (
-        {"pred_logits": torch.rand(64, 3)}, ValueError, "pred_logits: expected shape [2, 64, C], got [64, 3]",
+        {"pred_logits": torch.rand(64, 3)}, ValueError, "pred_logits: expected shape [2, 64, C] (images of gt_boxes, points of the grid), got [64, 3]",
     ),
     "another device": (
         {"pred_logits": torch.rand(2, 64, 3, device="meta")}, ValueError,
@@ -114,7 +114,7 @@ ASSIGN_ERRORS = {
         "gt_labels: expected one per box, shape [2, 3], got [2, 2]",
     ),
     "an image too few": (
-        {"gt_boxes": BOXES[:1], "gt_labels": LABELS[:1]}, ValueError, "pred_boxes: expected shape [1, 64, 4], got [2, 64, 4]",
+        {"gt_boxes": BOXES[:1], "gt_labels": LABELS[:1]}, ValueError, "pred_boxes: expected shape [1, 64, 4] (images of gt_boxes, points of the grid), got [2, 64, 4]",
     ),
     "nested, but not jagged": (
         {"gt_boxes": strided_nested(BOXES)}, ValueError, "gt_boxes: expected a nested tensor of layout torch.jagged",
@@ -196,7 +196,7 @@ ASSIGN_ERRORS = {
     ),
     "num_points elsewhere": ({"num_points": torch.ones(3, device="meta").long()}, ValueError, "num_points: expected device cpu"),
     "unknown activation": (
-        {"activation": "softmax"}, ValueError, "activation: expected one of 'sigmoid', 'none', got 'softmax'",
+        {"activation": "softmax"}, ValueError, "activation: expected one of 'none', 'sigmoid', got 'softmax'",
     ),
 }  # fmt: skip
 
@@ -251,6 +251,14 @@ OTHER_ERRORS = {
         lambda: box_iou(torch.rand(3, 4).to_sparse(), torch.rand(2, 4)), TypeError,
         "boxes: expected a dense tensor, got torch.sparse_coo",
     ),
+    "grid, feature maps for sizes": (
+        lambda: PointGrid.from_features([torch.rand(2, 8, 4, 4)], strides=(8,)), ValueError,
+        "sizes[0]: expected (height, width), got Tensor of shape [2, 8, 4, 4]",
+    ),
+    "encode, xywh": (
+        lambda: GRID.encode(BoundingBoxes(torch.rand(64, 4), format="XYWH", canvas_size=(64, 64))), ValueError,
+        "boxes: expected boxes of format XYXY, got XYWH",
+    ),
     "decode": (lambda: GRID.decode(torch.rand(2, 63, 4)), ValueError, "ltrb: expected shape [..., 64, 4], got [2, 63, 4]"),
 }  # fmt: skip
 
@@ -283,6 +291,10 @@ OUT_OF_MEMORY = {
     "task_aligned_assign": lambda: task_aligned_assign(GRID, *many_images(64)),
     "max_iou_assign": lambda: max_iou_assign(torch.rand(64, 4), torch.rand(1, 0, 4).expand(2**40, 0, 4)),
     "anchor_mutual_guidance_assign": lambda: anchor_mutual_guidance_assign(torch.rand(64, 4), *many_images(64)),
+    "more classes than a container holds": lambda: sim_ota_assign(
+        PointGrid.for_image((8, 8), strides=(8,)), torch.tensor([[[0.0, 0, 8, 8]]]), torch.zeros(1).expand(1, 1, 2**61),
+        [torch.tensor([[0.0, 0, 8, 8]])], [torch.tensor([0])],
+    ),
 }  # fmt: skip
 
 
@@ -315,6 +327,48 @@ scores = torch.zeros(1, 1).expand(grid.num_points, 1)
 refuses(160 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones(1)))
 refuses(230 * MiB, lambda: topk_per_object(scores, torch.tensor([1]), torch.ones(1)))
 mutual_guidance_assign(grid, boxes, logits, *objects)
+"""
+    python("-c", code, check=True)
+
+
+def test_another_thread_that_writes_to_a_tensor_meanwhile_ends_nothing():
+    # What comes out is anybody's guess; where something is looked up or written to must not be.
+    code = """
+import threading, time, torch
+from mgassign import *
+torch.manual_seed(0)
+torch.set_num_threads(1)
+def boxes_at(corners, side): return torch.cat([corners, corners + side], -1)
+grid = PointGrid.for_image((256, 256), (8, 16, 32))
+boxes, logits = grid.decode(torch.rand(1, grid.num_points, 4) * 40), torch.randn(1, grid.num_points, 3)
+gt_boxes, gt_labels = boxes_at(torch.rand(1, 300, 2) * 200, 50), torch.zeros(1, 300, dtype=torch.int64)
+scene = grid, boxes, logits, gt_boxes, gt_labels
+corners = torch.rand(600, 2) * 100
+anchors, few = boxes_at(corners, 20), [boxes_at(corners[:20], 25)]
+predicted, scores, none = anchors[None].clone(), torch.randn(1, 600, 2), [torch.zeros(20, dtype=torch.int64)]
+elsewhere = [anchors.clone(), anchors + 0.37]
+calls = [
+    (gt_labels, [10**13, 0], lambda: mutual_guidance_assign(*scene)),
+    (gt_labels, [10**13, 0], lambda: task_aligned_assign(*scene)),
+    (gt_labels, [10**13, 0], lambda: sim_ota_assign(*scene)),
+    (gt_labels, [10**13, 0], lambda: anchor_mutual_guidance_assign(anchors, predicted, scores, gt_boxes, gt_labels)),
+    (predicted, elsewhere, lambda: anchor_mutual_guidance_assign(anchors, predicted, scores, few, none)),
+    (anchors, elsewhere, lambda: max_iou_assign(anchors, few, low_quality="first")),
+]
+for tensor, contents, call in calls:
+    array, stop = tensor.numpy(), threading.Event()
+    contents = [getattr(content, "numpy", lambda: content)() for content in contents]
+    def write():
+        while not stop.is_set():
+            for content in contents: array[...] = content
+    writer = threading.Thread(target=write)
+    writer.start()
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        try: call()
+        except ValueError: pass
+    stop.set()
+    writer.join()
 """
     python("-c", code, check=True)
 

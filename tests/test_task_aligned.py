@@ -330,9 +330,9 @@ GOOD = {
 }
 ERRORS = {
     "no grid": ({"grid": 8}, TypeError, "grid: expected a PointGrid, got int"),
-    "too few points": ({"pred_boxes": torch.rand(1, 3, 4)}, ValueError, "pred_boxes: expected shape [1, 4, 4], got [1, 3, 4]"),
+    "too few points": ({"pred_boxes": torch.rand(1, 3, 4)}, ValueError, "pred_boxes: expected shape [1, 4, 4] (images of gt_boxes, points of the grid), got [1, 3, 4]"),
     "scores of other images": (
-        {"pred_scores": torch.rand(2, 4, 2)}, ValueError, "pred_scores: expected shape [1, 4, C], got [2, 4, 2]",
+        {"pred_scores": torch.rand(2, 4, 2)}, ValueError, "pred_scores: expected shape [1, 4, C] (images of gt_boxes, points of the grid), got [2, 4, 2]",
     ),
     "integer scores": (
         {"pred_scores": torch.ones(1, 4, 2).long()}, TypeError, "pred_scores: expected a floating-point tensor, got torch.int64",

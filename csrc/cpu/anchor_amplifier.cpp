@@ -40,12 +40,11 @@ MGASSIGN_VECTOR int64_t reaching(const BoxTile& tile, const Objects& objects, in
   return count;
 }
 
-MGASSIGN_VECTOR int64_t rivals(const Box& box, const Objects& objects, const float* needed, float overlap,
+MGASSIGN_VECTOR int64_t rivals(const Box& box, const Boxes& objects, const float* needed, float overlap,
                                int32_t* found) {
   const float area = area_of(box);
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
-    const Box other{objects.x1[k], objects.y1[k], objects.x2[k], objects.y2[k]};
-    const float iou = iou_of(box, area, other, objects.area[k]);
+    const float iou = iou_of(box, area, objects[k], objects.area[k]);
     return (needed[k] >= 0.99f * overlap) & (iou > 0.0f) & (iou >= overlap);
   });
 }
@@ -122,7 +121,7 @@ void amplify_block(const Block& block, const Amplification& image, AnchorWorkspa
         const int64_t j = first + lanes[i];
         if (standing.owner[j] >= 0) continue;
         image.logits.prefetch(image.place_of_logit(j, workspace.label[k]));
-        workspace.amplifier.add(j, k, overlap[lanes[i]], kRounded * workspace.floor[k]);
+        workspace.amplifier.add(j, k, overlap[lanes[i]], kWideRoom * workspace.floor[k]);
       }
     }
   });

@@ -11,13 +11,10 @@
 
 namespace mgassign::cpu {
 
-// Roundings may leave an amplified overlap below what it should be, and below what it was, but not by so much.
-constexpr float kRounded = 0.999f;
-
-// An overlap so small that nothing beneath it is amplified to `score`; with room for roundings, first of the score: the
-// power is high where sigma is hardly more than 1.
+// An overlap so small that nothing beneath it is amplified to `score`. Room first for the score: the power is high
+// where sigma is hardly more than 1.
 MGASSIGN_INLINE float least_overlap(float score, float sigma) {
-  return score > 0.0f ? 0.99f * exp_f32(log_f32(kRounded * score) * (sigma / (sigma - 1.0f))) : 0.0f;
+  return score > 0.0f ? 0.99f * exp_f32(log_f32(kWideRoom * score) * (sigma / (sigma - 1.0f))) : 0.0f;
 }
 
 // What a point whose best overlap is known asks of others. From 1 on it is one that was forced: it is not known.
@@ -28,9 +25,9 @@ void least_overlaps(const float* best, int64_t count, float sigma, float* least)
 int64_t reaching(const BoxTile& tile, const Objects& objects, int64_t k, float needed, const float* needed_at,
                  float* overlap, int32_t* found);
 
-// Which objects overlap a box by so much, by more than 0, and need more or hardly less: writes their places to found;
-// how many.
-int64_t rivals(const Box& box, const Objects& objects, const float* needed, float overlap, int32_t* found);
+// Which objects overlap a box by `overlap` or more, by more than 0, and need more or hardly less: writes their places
+// to found; how many.
+int64_t rivals(const Box& box, const Boxes& objects, const float* needed, float overlap, int32_t* found);
 
 // Pairs of point and object whose amplified overlap is wanted, until enough have come together.
 class AnchorAmplifier {
@@ -38,9 +35,7 @@ class AnchorAmplifier {
   AnchorAmplifier(float sigma, bool sigmoid) : sigma_(sigma), sigmoid_(sigmoid) {}
 
   float sigma() const { return sigma_; }
-  float score(float overlap, float logit) const {
-    return amplify(overlap, sigmoid_ ? sigmoid_f32(logit) : probability_f32(logit), sigma_);
-  }
+  float score(float overlap, float logit) const { return amplify(overlap, probability_of(logit, sigmoid_), sigma_); }
   bool is_full() const { return count_ + kTilePoints > kMost; }
   // Nobody wants to hear of scores below `asked`.
   void add(int64_t point, int32_t object, float overlap, float asked) {
@@ -109,7 +104,7 @@ struct Amplification {
   }
   // Whether who has this score may have the anchor. From 1 on its best overlap is not known, since it was forced.
   bool may_win(int64_t anchor, float score) const {
-    return score >= kRounded * best_overlap[anchor] || best_overlap[anchor] >= 1.0f;
+    return score >= kWideRoom * best_overlap[anchor] || best_overlap[anchor] >= 1.0f;
   }
 };
 

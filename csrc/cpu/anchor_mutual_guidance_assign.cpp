@@ -74,8 +74,7 @@ struct Guidance {
 class AnchorGuidance {
  public:
   AnchorGuidance(const Settings& settings, const Quota& quota, const Tensor& anchors, const Tensor& pred_boxes,
-                 const Tensor& pred_logits, const ObjectBatch& batch, const int64_t* labels, const int64_t* wanted,
-                 const Guidance& found)
+                 const Tensor& pred_logits, const ObjectBatch& batch, const int64_t* wanted, const Guidance& found)
       : settings_(settings),
         quota_(quota),
         num_images_(pred_boxes.size(0)),
@@ -87,7 +86,6 @@ class AnchorGuidance {
         boxes_(pred_boxes),
         logits_(pred_logits),
         batch_(batch),
-        labels_(labels),
         wanted_(wanted),
         num_positives_(found.counts),
         tiles_(new_values<BoxTile>(tiles_for(num_points_))),
@@ -208,7 +206,7 @@ class AnchorGuidance {
   void amplify(int64_t image, int64_t b, bool first_round, int64_t slot) {
     const int64_t first = image * num_points_, first_row = batch_.first(image);
     const Amplification of_image{
-        batch_.ranked(image),      labels_ + first_row,        logits_,
+        batch_.ranked(image),      batch_.labels(image),       logits_,
         image * logits_.stride[0], needed_.data() + first_row, floor_.data() + first_row,
         highest_floor_[image],     by_anchor_.score + first,   first_round,
     };
@@ -248,12 +246,10 @@ class AnchorGuidance {
     selectors_[slot].best.run(standing.owner, standing.score, num_positives_ + batch_.first(image), batch_.size(image),
                               nullptr, &points);
     const auto anchor = [&](int64_t j) { return tiles_[j / kTilePoints][static_cast<int>(j % kTilePoints)]; };
-    batch_.for_each_region(image, [&](const Box& region) {
-      for (const Standing& of : {by_anchor_, by_class_})
-        ignore_boxes_inside(region, settings_.share, num_points_, of.owner + first, anchor);
-      ignore_boxes_inside(region, settings_.share, num_points_, by_box_.owner + first, [&](int64_t j) {
-        return boxes_.box_at(image * boxes_.stride[0] + j * boxes_.stride[1], boxes_.stride[2]);
-      });
+    for (const Standing& of : {by_anchor_, by_class_})
+      ignore_boxes_in_regions(batch_, image, settings_.share, num_points_, of.owner + first, anchor);
+    ignore_boxes_in_regions(batch_, image, settings_.share, num_points_, by_box_.owner + first, [&](int64_t j) {
+      return boxes_.box_at(image * boxes_.stride[0] + j * boxes_.stride[1], boxes_.stride[2]);
     });
   }
 
@@ -264,8 +260,9 @@ class AnchorGuidance {
     for (int64_t k = 0; k < objects.count; ++k) {
       const int64_t row = batch_.first(image) + objects.index[k];
       ScoredPoint& found = best[row] = blocks.of(row);
-      if (found.score > 0.0f)
-        found.point = static_cast<int32_t>(first_with(block_of(found.point), objects[k], found.score));
+      if (!(found.score > 0.0f)) continue;
+      const int64_t j = first_with(block_of(found.point), objects[k], found.score);
+      found = j >= 0 ? ScoredPoint{found.score, static_cast<int32_t>(j)} : ScoredPoint{0.0f, -1};
     }
   }
 
@@ -287,7 +284,6 @@ class AnchorGuidance {
   const FloatView<2> anchors_;
   const FloatView<3> boxes_, logits_;
   const ObjectBatch& batch_;
-  const int64_t* const labels_;
   const int64_t* const wanted_;
   int64_t* const num_positives_;            // of each object
   const std::unique_ptr<BoxTile[]> tiles_;  // the anchors
@@ -318,21 +314,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   check_ignore_share(ignore_share);
   check_activation(activation);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts);
-  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, wanted, num_images, num_points);
   const Settings settings{static_cast<float>(sigma), activation == 1, static_cast<float>(high), static_cast<float>(low),
                           static_cast<float>(ignore_share)};
 
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
   if (nothing_to_assign(cls, gt_boxes, gt_offsets, gt_counts)) return {cls, loc, original, counts, iou};
 
-  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  check_labels(batch, labels, pred_logits.size(2));
+  ObjectBatch batch(gt_boxes, &gt_labels, gt_offsets, gt_counts);
+  batch.check_labels(pred_logits.size(2));
   for (int64_t image = 0; image < num_images; ++image) batch.rank(image);
   AnchorGuidance(
-      settings, quota, anchors, pred_boxes, pred_logits, batch, labels,
-      wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
+      settings, quota, anchors, pred_boxes, pred_logits, batch, wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
       {cls.mutable_data_ptr<int64_t>(), loc.mutable_data_ptr<int64_t>(), original.mutable_data_ptr<int64_t>(),
        counts.mutable_data_ptr<int64_t>(), iou.mutable_data_ptr<float>()})
       .assign();

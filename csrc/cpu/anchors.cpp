@@ -16,25 +16,23 @@ MGASSIGN_VECTOR void fit(const BoxTile& tile, const Objects& objects, const int3
       });
 }
 
-constexpr float kRoom = 0.999f;  // for roundings
-
 // The sides of what boxes of an extent may have in common with an object; not above 0 where there is nothing.
 struct Common {
   float width, height;
 };
 
-MGASSIGN_INLINE Common common_with(const Extent& extent, const Objects& objects, int64_t k) {
+MGASSIGN_INLINE Common common_with(const Extent& extent, const Boxes& objects, int64_t k) {
   return {smaller_number(extent.bounds.x2, objects.x2[k]) - larger_number(extent.bounds.x1, objects.x1[k]),
           smaller_number(extent.bounds.y2, objects.y2[k]) - larger_number(extent.bounds.y1, objects.y1[k])};
 }
 
 // What overlaps of boxes of this extent with each object that touches it cannot exceed; infinity where they may be the
 // highest known, or more.
-MGASSIGN_VECTOR void bound_overlaps(const Extent& extent, const Objects& objects, const float* known, float* bound) {
+MGASSIGN_VECTOR void bound_overlaps(const Extent& extent, const Boxes& objects, const float* known, float* bound) {
   for (int64_t k = 0; k < objects.count; ++k) {
     const auto [width, height] = common_with(extent, objects, k);
     const float common = smaller(width * height, extent.most_area);
-    const float highest = common / larger(objects.area[k], extent.least_area) * (1.0f / kRoom);
+    const float highest = common / larger(objects.area[k], extent.least_area) * (1.0f / kWideRoom);
     bound[k] = chosen(highest >= without_tiny(known[k]), kInfinity, highest);
   }
 }
@@ -47,7 +45,7 @@ MGASSIGN_VECTOR float least_score(const TileFit& fit) {
   return without_tiny(least[0]);
 }
 
-// Of so many objects, whose overlaps at the places of a tile stand one after another.
+// Of `count` objects, whose overlaps at the places of a tile stand one after another.
 MGASSIGN_VECTOR void highest_of_each(const float* overlaps, const int32_t* objects, int64_t count, float* highest) {
   for (int64_t k = 0; k < count; ++k) {
     float most[kTilePoints];
@@ -140,11 +138,10 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
 }
 
 // An overlap is at most the area in common by either area, whatever the roundings.
-MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed,
-                                     int32_t* found) {
+MGASSIGN_VECTOR int64_t within_reach(const Extent& extent, const Boxes& objects, const float* needed, int32_t* found) {
   return find_hits(objects.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
     const auto [width, height] = common_with(extent, objects, k);
-    const float share = without_tiny(needed[k]) * kRoom, least = share * objects.area[k];
+    const float share = without_tiny(needed[k]) * kWideRoom, least = share * objects.area[k];
     return (width > 0.0f) & (height > 0.0f) & (width * height >= least) & (extent.most_area >= least) &
            (objects.area[k] >= share * extent.least_area);
   });

@@ -96,9 +96,10 @@ void compete_for_block(const Block& block, const Objects& objects, BlockWorkspac
 
 // Finds the objects that boxes of this extent may overlap by what they need, 0 being any overlap and kInfinity none:
 // writes their places to found, in their order; how many.
-int64_t within_reach(const Extent& extent, const Objects& objects, const float* needed, int32_t* found);
+int64_t within_reach(const Extent& extent, const Boxes& objects, const float* needed, int32_t* found);
 
-// The first box of a block that overlaps an object by so much.
+// The first box of a block that overlaps an object by `overlap`; below 0 where none does any more, since the tensor was
+// written to in the meantime.
 int64_t first_with(const Block& block, const Object& object, float overlap);
 
 }  // namespace mgassign::cpu

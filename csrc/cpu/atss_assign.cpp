@@ -76,9 +76,8 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   if (nothing_to_assign(owner, gt_boxes, gt_offsets, gt_counts)) return {owner, iou};
-  const int64_t* const labels = gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr;
-  const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  if (labels) check_labels(batch, labels, kAnyClass);
+  const ObjectBatch batch(gt_boxes, gt_labels ? &*gt_labels : nullptr, gt_offsets, gt_counts);
+  batch.check_labels(kAnyClass);
   if (owner.numel() == 0) return {owner, iou};
 
   const int64_t most_taken = std::min(num_points, static_cast<int64_t>(grid.levels.size()) * topk);
@@ -100,7 +99,7 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
     std::fill_n(owners, num_points, kBackground);
     std::fill_n(overlaps, num_points, 0.0f);
     settle(taken, batch.first(image), batch.size(image), {owners, overlaps, overlaps}, chosen[image]);
-    batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, owners); });
+    ignore_points_in_regions(grid, batch, image, owners);
   });
   return {owner, iou};
 }

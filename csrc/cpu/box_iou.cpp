@@ -1,16 +1,15 @@
 // Intersection over union of every pair of boxes.
 #include <torch/csrc/stable/library.h>
 
-#include "steps.h"
+#include "objects.h"
 
 namespace mgassign::cpu {
 
 namespace {
 
-MGASSIGN_VECTOR void iou_with_all(const Box& box, const Objects& others, float* iou) {
+MGASSIGN_VECTOR void iou_with_all(const Box& box, const Boxes& others, float* iou) {
   const float area = area_of(box);
-  for (int64_t g = 0; g < others.count; ++g)
-    iou[g] = iou_of(box, area, {others.x1[g], others.y1[g], others.x2[g], others.y2[g]}, others.area[g]);
+  for (int64_t g = 0; g < others.count; ++g) iou[g] = iou_of(box, area, others[g], others.area[g]);
 }
 
 // Boxes that are none become empty ones, which overlap nothing.
@@ -27,11 +26,11 @@ Tensor box_iou_cpu(const Tensor& boxes, const Tensor& gt_boxes) {
   float* const iou = result.mutable_data_ptr<float>();
   if (result.numel() == 0) return result;
 
-  ObjectArrays others(columns);
+  BoxArrays others(columns);
   const FloatView<2> row_boxes(boxes), column_boxes(gt_boxes);
   for (int64_t g = 0; g < columns; ++g) {
     const Box box = cleaned(column_boxes.box_at(g * column_boxes.stride[0], column_boxes.stride[1]));
-    others.set(g, {box, area_of(box), static_cast<int32_t>(g)});
+    others.set(g, box, area_of(box));
   }
   constexpr int64_t kBlock = 64;
   const int64_t blocks = (rows + kBlock - 1) / kBlock;

@@ -70,13 +70,13 @@ Predictions::Predictions(const Tensor& boxes, bool with_runs, const uint8_t* poo
     std::copy_n(sides.y2, count, y2_.get() + at);
     std::copy_n(sides.area, count, area_.get() + at);
     for (int64_t i = 0; runs_ && i < count; i += kLanes)
-      around_.set(image * runs_ + (first + i) / kLanes, {around(sides, i), 0.0f, 0});
+      around_.set(image * runs_ + (first + i) / kLanes, around(sides, i), 0.0f);
   });
 }
 
 Predictions::OfImage Predictions::of(int64_t image) const {
   const int64_t at = image * num_points_;
-  return {{x1_.get() + at, y1_.get() + at, x2_.get() + at, y2_.get() + at, area_.get() + at, nullptr, num_points_},
+  return {{x1_.get() + at, y1_.get() + at, x2_.get() + at, y2_.get() + at, area_.get() + at, num_points_},
           around_.view(image * runs_, runs_)};
 }
 
@@ -89,13 +89,12 @@ float without_tiny_product(float least, float area) {
 }
 
 // Writes those of `left` points from j on behind the `count` that are found already; how many there are then.
-MGASSIGN_INLINE int64_t find(const Objects& predictions, int64_t j, int64_t left, const Box& box, float area,
-                             float least, int32_t* found, int64_t count) {
+MGASSIGN_INLINE int64_t find(const Boxes& predictions, int64_t j, int64_t left, const Box& box, float area, float least,
+                             int32_t* found, int64_t count) {
   int32_t hit[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    const Box predicted{predictions.x1[j + i], predictions.y1[j + i], predictions.x2[j + i], predictions.y2[j + i]};
     // Told by a product: it is to be asked often, and `least` has room for roundings.
-    const Overlap overlap = overlap_of(predicted, predictions.area[j + i], box, area);
+    const Overlap overlap = overlap_of(predictions[j + i], predictions.area[j + i], box, area);
     hit[i] = !(overlap.intersection <= least * overlap.total) & (i < static_cast<int>(left));
   }
   uint8_t narrow[kLanes];
@@ -112,7 +111,7 @@ MGASSIGN_INLINE int64_t find(const Objects& predictions, int64_t j, int64_t left
 
 }  // namespace
 
-MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const Band& band, const Box& box, float least,
+MGASSIGN_VECTOR int64_t overlapping(const Boxes& predictions, const Band& band, const Box& box, float least,
                                     int32_t* found) {
   const float area = area_of(box);
   least = without_tiny_product(least, area);
@@ -124,7 +123,7 @@ MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const Band& band
   return count;
 }
 
-MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const int32_t* runs, int64_t num_runs, const Box& box,
+MGASSIGN_VECTOR int64_t overlapping(const Boxes& predictions, const int32_t* runs, int64_t num_runs, const Box& box,
                                     float least, int32_t* found) {
   const float area = area_of(box);
   least = without_tiny_product(least, area);
@@ -136,11 +135,10 @@ MGASSIGN_VECTOR int64_t overlapping(const Objects& predictions, const int32_t* r
   return count;
 }
 
-MGASSIGN_VECTOR int64_t overlapping_runs(const Objects& around, const Box& box, float least, int32_t* found) {
+MGASSIGN_VECTOR int64_t overlapping_runs(const Boxes& around, const Box& box, float least, int32_t* found) {
   const float enough = least_in_common(least, area_of(box));
   return find_hits(around.count, found, [&](int64_t k) MGASSIGN_INLINE_LAMBDA {
-    const Box run{around.x1[k], around.y1[k], around.x2[k], around.y2[k]};
-    return overlap_of(run, 0.0f, box, 0.0f).intersection > enough;
+    return overlap_of(around[k], 0.0f, box, 0.0f).intersection > enough;
   });
 }
 

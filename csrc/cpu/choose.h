@@ -21,10 +21,8 @@ class Predictions {
   Predictions(const Tensor& boxes, bool with_runs, const uint8_t* pool = nullptr);
 
   // Those of one image. `around` are the boxes around each run of kLanes points, where they are wanted.
-  struct OfImage : Objects {  // but without indices
-    Objects around;
-
-    Box operator[](int32_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
+  struct OfImage : Boxes {
+    Boxes around;
   };
   OfImage of(int64_t image) const;
 
@@ -32,23 +30,23 @@ class Predictions {
   int64_t num_points_, runs_;
   // Vector code reads a little beyond the last point, where there is zero.
   std::unique_ptr<float[]> x1_, y1_, x2_, y2_, area_;
-  ObjectArrays around_;
+  BoxArrays around_;
 };
 
-// So many rows of so many columns of points, the rows so many points apart.
+// Some rows of some columns of points; `step` points from one row to the next.
 struct Band {
   int64_t first, rows, columns, step;
 };
 
 // Finds the points of a band whose predictions overlap the box by more than `least`, or all of them where it is below
-// 0. `found` has room for rows * (columns + kLanes) points. Any boxes will do, where as many more may be read.
-int64_t overlapping(const Objects& predictions, const Band& band, const Box& box, float least, int32_t* found);
-// The same, of so many runs of points. `found` has room for kLanes points more.
-int64_t overlapping(const Objects& predictions, const int32_t* runs, int64_t num_runs, const Box& box, float least,
+// 0. `found` has room for rows * (columns + kLanes) points; a little beyond the last box is read.
+int64_t overlapping(const Boxes& predictions, const Band& band, const Box& box, float least, int32_t* found);
+// The same, of the points of some runs. `found` has room for kLanes points more.
+int64_t overlapping(const Boxes& predictions, const int32_t* runs, int64_t num_runs, const Box& box, float least,
                     int32_t* found);
 // Finds the runs some of whose points may overlap the box by more than `least`, which is not below 0: at least so much
 // of the box has to be in common with what is around the run. `found` has room for one more than there are.
-int64_t overlapping_runs(const Objects& around, const Box& box, float least, int32_t* found);
+int64_t overlapping_runs(const Boxes& around, const Box& box, float least, int32_t* found);
 
 // The best of the points offered to an object, best first.
 class BestPoints {
@@ -86,7 +84,7 @@ class ChoiceLists {
         count_(new_values<int32_t>(num_objects)) {}
 
   void clear(int64_t object) { count_[object] = 0; }
-  // The list of an object, which holds so many choices at most, with scores above `floor`.
+  // The list of an object, which holds at most `most` choices, with scores above `floor`.
   BestPoints of(int64_t object, int64_t most, float floor) {
     return {choices_.get() + object * capacity_, count_.get() + object, std::min(most, capacity_), floor};
   }
@@ -111,7 +109,7 @@ class ChoiceLists {
 //
 // A scorer knows one object:
 //   Predictions::OfImage predictions; Box box; float least        whom predictions have to overlap, and by how much
-//   void offer(const int32_t* points, int64_t count, BestPoints& best)
+//   void score(const int32_t* points, int64_t count, BestPoints& best)
 //                                        offers them with their scores; may raise least to what the bar asks for then
 class Chooser {
  public:
@@ -162,7 +160,7 @@ class Chooser {
   }
   template <typename Scorer>
   void show_found(Scorer& scorer, BestPoints& best) {
-    if (num_found_ > 0) scorer.offer(found_.data(), num_found_, best);
+    if (num_found_ > 0) scorer.score(found_.data(), num_found_, best);
     num_found_ = 0;
   }
 
@@ -170,6 +168,11 @@ class Chooser {
   std::vector<int32_t> found_, runs_;
   int64_t num_found_ = 0;
 };
+
+// How many threads choose. An object looks at about a sixteenth of an image's points.
+inline int64_t threads_to_choose(const ObjectBatch& batch, int64_t num_points) {
+  return threads_for(batch.num_objects(), num_points * batch.num_objects() / 16);
+}
 
 // Who holds the points of one image, with what score and claim; [P] each.
 struct Holdings {

@@ -36,6 +36,28 @@ namespace mgassign::cpu {
 // So many numbers at a time suit vector code for every instruction set.
 constexpr int64_t kLanes = 16;
 
+// Finds those of `count` that is_hit(k): a block's answers first, by vector code, then a loop without a branch, which
+// would be mispredicted too often. It is asked for up to kLanes more, whose answers do not matter. `found` has room for
+// one more than there are.
+template <typename IsHit>
+MGASSIGN_INLINE int64_t find_hits(int64_t count, int32_t* found, const IsHit& is_hit) {
+  constexpr int64_t kTogether = 64;
+  int64_t num_found = 0;
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t size = std::min(kTogether, count - first);
+    uint8_t hit[kTogether], any = 0;
+    for (int64_t run = 0; run < size; run += kLanes)
+      for (int64_t i = run; i < run + kLanes; ++i) hit[i] = is_hit(first + i);
+    for (int64_t i = 0; i < size; ++i) any |= hit[i];
+    if (!any) continue;
+    for (int64_t i = 0; i < size; ++i) {
+      found[num_found] = static_cast<int32_t>(first + i);
+      num_found += hit[i];
+    }
+  }
+  return num_found;
+}
+
 // For as long as it lives, its thread's numbers are IEEE 754's own. Whether they are otherwise is each thread's own
 // choice (torch.set_flush_denormal), and what one thread finds another one looks up.
 class PlainNumbers {
@@ -59,12 +81,17 @@ struct Guarded;
 
 template <typename Result, typename... Arguments, Result (*kOperator)(Arguments...)>
 struct Guarded<kOperator> {
+  [[noreturn]] static void refuse() {
+    throw std::runtime_error("mgassign: DefaultCPUAllocator: can't allocate memory for scratch space");
+  }
   static Result call(Arguments... arguments) {
     const PlainNumbers plain;
     try {
       return kOperator(std::forward<Arguments>(arguments)...);
     } catch (const std::bad_alloc&) {
-      throw std::runtime_error("mgassign: DefaultCPUAllocator: can't allocate memory for scratch space");
+      refuse();
+    } catch (const std::length_error&) {  // more than a container can have
+      refuse();
     }
   }
 };

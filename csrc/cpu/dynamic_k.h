@@ -7,11 +7,11 @@
 #pragma once
 
 #include "../dynamic_k_operators.h"
-#include "offers.h"
+#include "costs.h"
 
 namespace mgassign::cpu {
 
-// A point that may be chosen, and its place among those offered at once.
+// A point that may be chosen, and its place among those scored at once.
 struct Candidate {
   float least;
   int32_t place;
@@ -26,7 +26,7 @@ class DynamicKAssigner {
   struct Scratch {
     Chooser chooser;
     std::vector<Choice> best_overlaps;
-    std::vector<Offers> offers;
+    std::vector<CostLanes> lanes;
     std::vector<Candidate> candidates;
     std::vector<float> classes;
     std::vector<int32_t> found;
@@ -34,19 +34,18 @@ class DynamicKAssigner {
     Scratch(const Grid& grid, int64_t most_overlaps, int64_t num_classes, int64_t most_objects)
         : chooser(grid),
           best_overlaps(most_overlaps),
-          offers(Chooser::most_together(grid) / kLanes + 1),
+          lanes(Chooser::most_together(grid) / kLanes + 1),
           candidates(Chooser::most_together(grid)),
           classes(num_classes),
           found(most_objects + kLanes) {}
   };
 
-  DynamicKAssigner(const Rule& rule, const Grid& grid, ObjectBatch& batch, const int64_t* labels,
-                   const Predictions& predictions, const uint8_t* pool, Scores<Rule>& scores, const Quota& quota)
+  DynamicKAssigner(const Rule& rule, const Grid& grid, ObjectBatch& batch, const Predictions& predictions,
+                   const uint8_t* pool, Scores<Rule>& scores, const Quota& quota)
       : rule_(rule),
         grid_(grid),
         places_(grid),
         batch_(batch),
-        labels_(labels),
         predictions_(predictions),
         pool_(pool),
         scores_(scores),
@@ -61,8 +60,8 @@ class DynamicKAssigner {
   void choose(int64_t n, const int64_t* wanted, Scratch& scratch) {
     choices_.clear(n);
     if (!batch_.takes_part(n)) return;
-    const int64_t image = batch_.image_of(n);
-    const Bidder object{batch_.box(n), area_of(batch_.box(n))};
+    const int64_t image = batch_.image_of(n), index = n - batch_.first(image);
+    const Object object{batch_.box(n), area_of(batch_.box(n)), static_cast<int32_t>(index)};
     const auto window_within = [&](float limit) {
       return [&, limit](const Level& level) { return rule_.window_within(object.box, level.stride, limit); };
     };
@@ -79,7 +78,7 @@ class DynamicKAssigner {
     const int64_t most = quota_.of(wanted ? wanted[n] : Rule::number_of_points(sum));
     if (most == 0) return;
 
-    CostScorer by_cost{*this, object, image, labels_[n], scratch, predictions_.of(image), object.box};
+    CostScorer by_cost{*this, object, image, batch_.labels(image)[index], scratch, predictions_.of(image)};
     const float limit = by_cost.limit(count, choices_.of(n, most, -kInfinity));
     BestPoints best = choices_.of(n, most, std::nextafter(-limit, -kInfinity));
     // Few points are looked at first.
@@ -100,7 +99,7 @@ class DynamicKAssigner {
   // Gives contested points to the objects that they cost least; equal costs: the lower index.
   void contest(int64_t image, const int32_t* points, const int32_t* end, const Holdings& held, Scratch& scratch) const {
     const Objects objects = batch_.ranked(image);
-    const int64_t* const labels = labels_ + batch_.first(image);
+    const int64_t* const labels = batch_.labels(image);
     const Predictions::OfImage predictions = predictions_.of(image);
     for (; points != end; ++points) {
       const int32_t point = *points;
@@ -131,12 +130,12 @@ class DynamicKAssigner {
     Box box;
     float area, least = 0.0f;
 
-    void offer(const int32_t* points, int64_t count, BestPoints& best) {
+    void score(const int32_t* points, int64_t count, BestPoints& best) {
       for (int64_t i = 0; i < count; ++i) {
         const float overlap = iou_of(predictions[points[i]], predictions.area[points[i]], box, area);
         if (overlap >= best.bar()) best.offer({overlap, points[i], overlap});
       }
-      least = std::max(least, best.bar() * 0.9999f);
+      least = std::max(least, best.bar() * kRoom);
     }
   };
 
@@ -144,61 +143,61 @@ class DynamicKAssigner {
   // asked for their sum over classes.
   struct CostScorer {
     const DynamicKAssigner& of;
-    Bidder object;
+    Object object;
     int64_t image, label;
     Scratch& scratch;
     Predictions::OfImage predictions;
-    Box box;
+    Box box = object.box;
     float least = -1.0f;
 
-    void offer(const int32_t* points, int64_t count, BestPoints& best) {
+    void score(const int32_t* points, int64_t count, BestPoints& best) {
       Candidate* const candidates = scratch.candidates.data();
       int64_t num_candidates = 0;
       const uint8_t* const pool = of.pool_ + image * of.grid_.num_points;
       for (int64_t i = 0; i < count; ++i) of.scores_.prefetch(image, points[i], label);
       for (int64_t begin = 0; begin < count; begin += kLanes) {
-        const int64_t lanes = std::min(count - begin, kLanes);
-        Offers& offers = scratch.offers[begin / kLanes];
-        of.scores_.read_raw(image, points + begin, lanes, label, offers.raw);
-        for (int64_t i = 0; i < lanes; ++i) describe(points[begin + i], offers, i);
-        price(of.rule_, object, of.scores_.has_objectness(), offers);
-        for (int64_t i = 0; i < lanes; ++i) {
-          if (!(offers.least[i] <= -best.bar()) || !pool[points[begin + i]]) continue;
-          candidates[num_candidates++] = {offers.least[i], static_cast<int32_t>(begin + i)};
+        const int64_t left = std::min(count - begin, kLanes);
+        CostLanes& lanes = scratch.lanes[begin / kLanes];
+        of.scores_.read_raw(image, points + begin, left, label, lanes.raw);
+        for (int64_t i = 0; i < left; ++i) describe(points[begin + i], lanes, i);
+        find_costs(of.rule_, object, of.scores_.has_objectness(), lanes);
+        for (int64_t i = 0; i < left; ++i) {
+          if (!(lanes.least[i] <= -best.bar()) || !pool[points[begin + i]]) continue;
+          candidates[num_candidates++] = {lanes.least[i], static_cast<int32_t>(begin + i)};
         }
       }
       std::make_heap(candidates, candidates + num_candidates);
       const float bar = best.bar();
       for (; num_candidates > 0 && candidates[0].least <= -best.bar(); --num_candidates) {
         const int32_t place = candidates[0].place, point = points[place];
-        const Offers& offers = scratch.offers[place / kLanes];
+        const CostLanes& lanes = scratch.lanes[place / kLanes];
         std::pop_heap(candidates, candidates + num_candidates);
         if (num_candidates > 1) of.scores_.prefetch(image, points[candidates[0].place]);
         const float sum = of.scores_.sum(image, point, scratch.classes.data());
-        best.offer({-offers.cost(of.rule_, place % kLanes, sum), point, offers.overlap[place % kLanes]});
+        best.offer({-lanes.cost(of.rule_, place % kLanes, sum), point, lanes.overlap[place % kLanes]});
       }
       if (best.bar() > bar) least = std::max(least, of.rule_.least_overlap(-best.bar()));
     }
 
-    void describe(int32_t point, Offers& offers, int64_t i) const {
+    void describe(int32_t point, CostLanes& lanes, int64_t i) const {
       const Box predicted = predictions[point];
-      offers.x1[i] = predicted.x1;
-      offers.y1[i] = predicted.y1;
-      offers.x2[i] = predicted.x2;
-      offers.y2[i] = predicted.y2;
-      offers.area[i] = predictions.area[point];
-      offers.x[i] = of.places_.x[point];
-      offers.y[i] = of.places_.y[point];
-      offers.stride[i] = of.places_.stride[point];
-      offers.objectness[i] = of.scores_.objectness(image, point);
-      offers.sum[i] = std::max(0.0f, of.scores_.known_sum(image, point));
+      lanes.x1[i] = predicted.x1;
+      lanes.y1[i] = predicted.y1;
+      lanes.x2[i] = predicted.x2;
+      lanes.y2[i] = predicted.y2;
+      lanes.area[i] = predictions.area[point];
+      lanes.x[i] = of.places_.x[point];
+      lanes.y[i] = of.places_.y[point];
+      lanes.stride[i] = of.places_.stride[point];
+      lanes.objectness[i] = of.scores_.objectness(image, point);
+      lanes.sum[i] = std::max(0.0f, of.scores_.known_sum(image, point));
     }
 
-    // What an object has to pay at most, which could choose among the points of its best overlaps.
+    // What the dearest point costs that an object has to choose, which may choose those of its best overlaps.
     float limit(int32_t num_overlaps, BestPoints best) {
       int32_t points[kMostChosen];
       for (int32_t i = 0; i < num_overlaps; ++i) points[i] = scratch.best_overlaps[i].point;
-      offer(points, num_overlaps, best);
+      score(points, num_overlaps, best);
       return -best.bar();
     }
   };
@@ -207,7 +206,6 @@ class DynamicKAssigner {
   const Grid& grid_;
   Places places_;
   const ObjectBatch& batch_;
-  const int64_t* labels_;
   const Predictions& predictions_;
   const uint8_t* pool_;
   const Scores<Rule>& scores_;
@@ -241,12 +239,10 @@ struct OnCpu {
     Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
     if (nothing_to_assign(owner, gt_boxes, given.gt_offsets, given.gt_counts)) return {owner, iou};
 
-    const int64_t* const labels = given.gt_labels.const_data_ptr<int64_t>();
-    ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, given.gt_offsets, given.gt_counts),
-                      labels);
-    check_labels(batch, labels, given.pred_scores.size(2));
+    ObjectBatch batch(gt_boxes, &given.gt_labels, given.gt_offsets, given.gt_counts);
+    batch.check_labels(given.pred_scores.size(2));
     if (owner.numel() == 0) return {owner, iou};
-    const int64_t* const counts = given.wanted ? given.wanted->const_data_ptr<int64_t>() : nullptr;
+    const int64_t* const wanted = given.wanted ? given.wanted->const_data_ptr<int64_t>() : nullptr;
 
     const int64_t work = num_images * num_points, num_levels = static_cast<int64_t>(grid.levels.size());
     const auto pool = new_values<uint8_t>(work);
@@ -259,16 +255,16 @@ struct OnCpu {
     const auto costs = new_values<float>(work);
     Scores<Rule> scores(rule, FloatView<3>(given.pred_scores), given.objectness, num_images, num_points,
                         given.pred_scores.size(2));
-    DynamicKAssigner<Rule> assigner(rule, grid, batch, labels, predictions, pool.get(), scores, given.quota);
+    DynamicKAssigner<Rule> assigner(rule, grid, batch, predictions, pool.get(), scores, given.quota);
     const int64_t handing = threads_for(num_images, work);
     for_each_unit(num_images, handing, [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
 
     using Scratch = typename DynamicKAssigner<Rule>::Scratch;
-    const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
+    const int64_t choosing = threads_to_choose(batch, num_points);
     auto scratch =
         scratch_for<Scratch>(choosing, grid, assigner.most_overlaps(), scores.num_classes(), batch.largest_image());
     for_each_unit(batch.num_objects(), choosing,
-                  [&](int64_t n, int64_t slot) { assigner.choose(n, counts, scratch[slot]); });
+                  [&](int64_t n, int64_t slot) { assigner.choose(n, wanted, scratch[slot]); });
 
     const auto held = [&](int64_t image) {
       const int64_t at = image * num_points;
@@ -285,9 +281,8 @@ struct OnCpu {
     for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
       assigner.contest(image, begin, end, held(image), scratch[slot]);
     });
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, held(image).owner); });
-    });
+    for_each_unit(num_images, handing,
+                  [&](int64_t image, int64_t) { ignore_points_in_regions(grid, batch, image, held(image).owner); });
     return {owner, iou};
   }
 };

@@ -38,18 +38,6 @@ void assign_original(const Grid& grid, const Objects& objects, int64_t num_objec
   }
 }
 
-void ignore_points_inside(const Grid& grid, const Box& region, int64_t* owner) {
-  for (const Level& level : grid.levels) {
-    const Span columns = strictly_between(level.x, level.width, region.x1, region.x2);
-    const Span rows = strictly_between(level.y, level.height, region.y1, region.y2);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      int64_t* const owner_of_row = owner + level.first_point + row * level.width;
-      for (int64_t column = columns.begin; column < columns.end; ++column)
-        if (owner_of_row[column] < 0) owner_of_row[column] = kIgnored;
-    }
-  }
-}
-
 std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, MGASSIGN_OBJECTS_PARAMETERS,
                                            MGASSIGN_GRID_PARAMETERS, double center_radius) {
   const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
@@ -59,7 +47,7 @@ std::tuple<Tensor, Tensor> fcos_assign_cpu(const Tensor& gt_boxes, MGASSIGN_OBJE
   Tensor original = new_tensor(gt_boxes, {num_images, grid.num_points}, ScalarType::Long);
   Tensor num_points = new_tensor(gt_boxes, {gt_boxes.numel() / 4}, ScalarType::Long);
   if (nothing_to_assign(original, gt_boxes, gt_offsets, gt_counts)) return {original, num_points};
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts));
+  ObjectBatch batch(gt_boxes, nullptr, gt_offsets, gt_counts);
   int64_t* const owner = original.mutable_data_ptr<int64_t>();
   int64_t* const counts = num_points.mutable_data_ptr<int64_t>();
   for_each_unit(batch.num_images(), threads_for(batch.num_images(), original.numel() + 64 * batch.num_objects()),

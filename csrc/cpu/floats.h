@@ -22,11 +22,11 @@ class Floats {
   explicit Floats(const Tensor& tensor) : data_(tensor.const_data_ptr()), dtype_(tensor.scalar_type()) {}
 
   float at(int64_t offset) const { return is_float32() ? float32()[offset] : widened(offset); }
-  // So many numbers, `step` apart.
+  // `count` numbers, `step` apart.
   void read(int64_t offset, int64_t step, int64_t count, float* to) const;
-  // Those at so many places, `step` apart.
+  // Those at `count` places, `step` apart.
   void read(int64_t offset, int64_t step, const int32_t* places, int64_t count, float* to) const;
-  // So many boxes, `point_step` apart.
+  // `count` boxes, `point_step` apart.
   void read_boxes(int64_t offset, int64_t point_step, int64_t side_step, int64_t count, const SideArrays& to) const;
   Box box_at(int64_t offset, int64_t side_step) const {
     return {at(offset), at(offset + side_step), at(offset + 2 * side_step), at(offset + 3 * side_step)};
@@ -45,7 +45,7 @@ class Floats {
   ScalarType dtype_;
 };
 
-// A tensor of so many dimensions.
+// A tensor of kDims dimensions.
 template <int kDims>
 struct FloatView : Floats {
   int64_t stride[kDims];

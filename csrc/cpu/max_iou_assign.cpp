@@ -45,9 +45,8 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
   Tensor owners = new_tensor(gt_boxes, {num_images, num_anchors}, ScalarType::Long);
   Tensor overlaps = new_tensor(gt_boxes, {num_images, num_anchors}, ScalarType::Float);
   if (nothing_to_assign(owners, gt_boxes, gt_offsets, gt_counts)) return {owners, overlaps};
-  const int64_t* const labels = gt_labels ? gt_labels->const_data_ptr<int64_t>() : nullptr;
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  if (labels) check_labels(batch, labels, kAnyClass);
+  ObjectBatch batch(gt_boxes, gt_labels ? &*gt_labels : nullptr, gt_offsets, gt_counts);
+  batch.check_labels(kAnyClass);
   if (owners.numel() == 0) return {owners, overlaps};
   for (int64_t image = 0; image < num_images; ++image) batch.list(image);
 
@@ -127,12 +126,11 @@ std::tuple<Tensor, Tensor> max_iou_assign_cpu(const Tensor& anchors, const Tenso
       const float overlap = needed[batch.first(image) + k];
       if (overlap == kInfinity) continue;
       const Block block = load(best.of(batch.first(image) + objects.index[k]).point, workspaces[slot]);
-      owner_of_image[first_with(block, objects[k], overlap)] = objects.index[k];
+      const int64_t j = first_with(block, objects[k], overlap);
+      if (j >= 0) owner_of_image[j] = objects.index[k];
     }
-    batch.for_each_region(image, [&](const Box& region) {
-      ignore_boxes_inside(region, share, num_anchors, owner_of_image,
-                          [&](int64_t j) { return boxes.box_at(j * boxes.stride[0], boxes.stride[1]); });
-    });
+    ignore_boxes_in_regions(batch, image, share, num_anchors, owner_of_image,
+                            [&](int64_t j) { return boxes.box_at(j * boxes.stride[0], boxes.stride[1]); });
   });
   return {owners, overlaps};
 }

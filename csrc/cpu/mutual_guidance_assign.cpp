@@ -36,7 +36,7 @@ struct Strip {
 
 int64_t tile_height(const Level& level) { return kTilePoints / std::min(level.width, kTileColumns); }
 
-// Every level's rows in runs of so many tiles' height.
+// Every level's rows in runs of `tiles_high` tiles' height.
 std::vector<Strip> cut_into_strips(const Grid& grid, int64_t tiles_high) {
   std::vector<Strip> strips;
   for (const Level& level : grid.levels) {
@@ -58,10 +58,7 @@ MGASSIGN_VECTOR void fit(Tile& tile, const Objects& objects, const int32_t* plac
 MGASSIGN_VECTOR void fit_inside(Tile& tile, const Objects& objects, const int32_t* places, int64_t count) {
   compete(
       tile.boxes, objects, places, count, tile.fit,
-      [&tile](const Object& object, int i) {
-        return (tile.x[i] > object.box.x1) & (tile.x[i] < object.box.x2) & (tile.y[i] > object.box.y1) &
-               (tile.y[i] < object.box.y2);
-      },
+      [&tile](const Object& object, int i) { return strictly_inside({tile.x[i], tile.y[i]}, object.box); },
       [](int64_t, const float*) {});
 }
 
@@ -166,15 +163,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   check_ignore_share(ignore_share);
   check_activation(activation);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts);
-  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, wanted, num_images, num_points);
 
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, gt_labels.numel());
   if (nothing_to_assign(cls, gt_boxes, gt_offsets, gt_counts)) return {cls, loc, original, counts, iou};
 
-  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
-  ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  check_labels(batch, labels, pred_logits.size(2));
+  ObjectBatch batch(gt_boxes, &gt_labels, gt_offsets, gt_counts);
+  batch.check_labels(pred_logits.size(2));
 
   int64_t* const original_owner = original.mutable_data_ptr<int64_t>();
   int64_t* const num_positives = counts.mutable_data_ptr<int64_t>();
@@ -189,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     int64_t* const owner = original_owner + image * num_points;
     int64_t* const counts_of_image = num_positives + batch.first(image);
     assign_original(grid, objects, batch.size(image), center_radius, owner, counts_of_image);
-    batch.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid, region, owner); });
+    ignore_points_in_regions(grid, batch, image, owner);
     const int64_t* const wanted_of_image = wanted ? wanted->const_data_ptr<int64_t>() + batch.first(image) : nullptr;
     for (int64_t k = 0; k < objects.count; ++k) {
       const int32_t g = objects.index[k];
@@ -211,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
   });
   for_each_unit(num_images * num_bands, threads, [&](int64_t unit, int64_t slot) {
     const int64_t image = unit / num_bands;
-    classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, image, labels + batch.first(image),
+    classify_to_localize(bands[unit % num_bands], batch.ranked(image), logits, image, batch.labels(image),
                          workspaces[slot], standings[1].from(image * num_points));
   });
 
@@ -223,11 +218,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cpu(
     const int64_t image = unit / 2, task = unit % 2;
     const auto [owner, score] = standings[task].from(image * num_points);
     selectors[slot].run(owner, score, num_positives + batch.first(image), batch.size(image));
-    batch.for_each_region(image, [&, owner = owner](const Box& region) {
-      if (task == 1) return ignore_points_inside(grid, region, owner);
-      ignore_boxes_inside(region, share, num_points, owner, [&](int64_t j) {
-        return boxes.box_at(image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
-      });
+    if (task == 1) return ignore_points_in_regions(grid, batch, image, owner);
+    ignore_boxes_in_regions(batch, image, share, num_points, owner, [&](int64_t j) {
+      return boxes.box_at(image * boxes.stride[0] + j * boxes.stride[1], boxes.stride[2]);
     });
   });
   return {cls, loc, original, counts, iou};

@@ -3,8 +3,8 @@
 
 namespace mgassign::cpu {
 
-MGASSIGN_VECTOR void price(const SimOta& rule, const Bidder& object, bool has_objectness, Offers& offers) {
-  price_lanes(rule, object, has_objectness, offers);
+MGASSIGN_VECTOR void find_costs(const SimOta& rule, const Object& object, bool has_objectness, CostLanes& lanes) {
+  cost_lanes(rule, object, has_objectness, lanes);
 }
 
 MGASSIGN_VECTOR float sum_over_classes(const SimOta& rule, const float* raw, int64_t num_classes, bool has_objectness,

@@ -3,8 +3,8 @@
 
 namespace mgassign::cpu {
 
-MGASSIGN_VECTOR void price(const SoftLabel& rule, const Bidder& object, bool has_objectness, Offers& offers) {
-  price_lanes(rule, object, has_objectness, offers);
+MGASSIGN_VECTOR void find_costs(const SoftLabel& rule, const Object& object, bool has_objectness, CostLanes& lanes) {
+  cost_lanes(rule, object, has_objectness, lanes);
 }
 
 MGASSIGN_VECTOR float sum_over_classes(const SoftLabel& rule, const float* raw, int64_t num_classes,

@@ -65,7 +65,7 @@ class Assigner {
     Box box = object.box;
     float least = 0.0f;
 
-    void offer(const int32_t* points, int64_t count, BestPoints& best) {
+    void score(const int32_t* points, int64_t count, BestPoints& best) {
       float *const scores = scratch.scores.data(), *const overlaps = scratch.overlaps.data();
       const FloatView<3>& given = of.class_scores_;
       given.read(image * given.stride[0] + label * given.stride[2], given.stride[1], points, count, scores);
@@ -90,12 +90,11 @@ class Assigner {
     explicit Contestants(int64_t most_objects) : in_row(most_objects), found(most_objects + 1) {}
   };
 
-  Assigner(const TaskAligned& rule, const Grid& grid, const ObjectBatch& batch, const int64_t* labels,
-           const Predictions& predictions, const FloatView<3>& class_scores, int64_t most_chosen, int64_t keep)
+  Assigner(const TaskAligned& rule, const Grid& grid, const ObjectBatch& batch, const Predictions& predictions,
+           const FloatView<3>& class_scores, int64_t most_chosen, int64_t keep)
       : rule_(rule),
         grid_(grid),
         batch_(batch),
-        labels_(labels),
         predictions_(predictions),
         class_scores_(class_scores),
         keep_(keep),
@@ -105,17 +104,17 @@ class Assigner {
         kept_(batch.num_objects(), keep),
         best_(batch.num_objects()) {}
 
-  // Lets object n choose so many points.
+  // Lets object n choose `count` points.
   void choose(int64_t n, int64_t count, Scratch& scratch) {
-    const int64_t image = batch_.image_of(n);
+    const int64_t image = batch_.image_of(n), index = n - batch_.first(image);
     const bool takes_part = batch_.takes_part(n);
     const Box window = takes_part ? rule_.window(batch_.box(n)) : kNowhere;
-    windows_.set(n, {window, 0.0f, static_cast<int32_t>(n - batch_.first(image))});
+    windows_.set(n, {window, 0.0f, static_cast<int32_t>(index)});
     choices_.clear(n);
     if (!takes_part) return;
     BestPoints best = choices_.of(n, count, 0.0f);
     objects_[n] = rule_.object(batch_.box(n));
-    Scorer scorer{*this, objects_[n], image, labels_[n], scratch};
+    Scorer scorer{*this, objects_[n], image, batch_.labels(image)[index], scratch};
     // Of all points, those inside the window are the likeliest: first they alone show how high the bar is.
     scratch.chooser.show_inside([&](const Level&) { return window; }, rule_.margin, scorer, best);
     if (!rule_.anywhere) return;
@@ -157,7 +156,7 @@ class Assigner {
         if (!rule_.holds(window.box, at)) continue;
         const Overlap both = overlap_of(predicted, area, rival.box, rival.area);
         // And overlap() is no more than their ratio.
-        if (!(both.intersection > least_in_common(best * 0.9999f, both.total))) continue;
+        if (!(both.intersection > least_in_common(best * kRoom, both.total))) continue;
         const float overlap = rule_.overlap(predicted, rival);
         if (!(overlap > best)) continue;
         best = overlap;
@@ -165,7 +164,7 @@ class Assigner {
       }
       const int64_t* const step = class_scores_.stride;
       const float raw_score =
-          class_scores_.at(image * step[0] + point * step[1] + labels_[first + held.owner[point]] * step[2]);
+          class_scores_.at(image * step[0] + point * step[1] + batch_.labels(image)[held.owner[point]] * step[2]);
       held.score[point] = rule_.score(rule_.probability(raw_score), best);
       held.claim[point] = best;
     }
@@ -195,14 +194,13 @@ class Assigner {
       const Best& of_owner = best[held.owner[point]];
       held.score[point] = rule_.target(held.score[point], of_owner.score, of_owner.overlap);
     }
-    batch_.for_each_region(image, [&](const Box& region) { ignore_points_inside(grid_, region, held.owner); });
+    ignore_points_in_regions(grid_, batch_, image, held.owner);
   }
 
  private:
   const TaskAligned& rule_;
   const Grid& grid_;
   const ObjectBatch& batch_;
-  const int64_t* labels_;
   const Predictions& predictions_;
   FloatView<3> class_scores_;
   int64_t keep_;  // 0: all
@@ -222,30 +220,29 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
   const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   const TaskAligned rule = make_task_aligned(alpha, beta, overlap, candidates, margin, raise_below, least_side, contest,
                                              epsilon, activation);
-  check_chosen(max_points, keep);
-  const Quota quota(min_points, max_points, max_points);
+  check_most_chosen(max_points);
+  check_keep(keep);
+  const Quota quota(min_points, max_points);
   const int64_t num_images = check_objects(gt_boxes, gt_offsets, gt_counts), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points, "pred_scores");
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, wanted, num_images, num_points, "pred_scores");
 
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);
   Tensor target = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   Tensor iou = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Float);
   if (nothing_to_assign(owner, gt_boxes, gt_offsets, gt_counts)) return {owner, target, iou};
 
-  const int64_t* const labels = gt_labels.const_data_ptr<int64_t>();
-  const ObjectBatch batch(gt_boxes.const_data_ptr<float>(), image_offsets(gt_boxes, gt_offsets, gt_counts), labels);
-  check_labels(batch, labels, pred_scores.size(2));
+  const ObjectBatch batch(gt_boxes, &gt_labels, gt_offsets, gt_counts);
+  batch.check_labels(pred_scores.size(2));
   if (owner.numel() == 0) return {owner, target, iou};
-  const int64_t* const counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
+  const int64_t* const wanted_counts = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
 
   const int64_t work = num_images * num_points;
   const Predictions predictions(pred_boxes, rule.anywhere);
-  Assigner assigner(rule, grid, batch, labels, predictions, FloatView<3>(pred_scores), max_points, keep);
-  const int64_t choosing = threads_for(batch.num_objects(), work * batch.num_objects() / num_images / 16);
+  Assigner assigner(rule, grid, batch, predictions, FloatView<3>(pred_scores), max_points, keep);
+  const int64_t choosing = threads_to_choose(batch, num_points);
   auto scratch = scratch_for<Assigner::Scratch>(choosing, grid);
   for_each_unit(batch.num_objects(), choosing, [&](int64_t n, int64_t slot) {
-    assigner.choose(n, quota.of(counts ? counts[n] : max_points), scratch[slot]);
+    assigner.choose(n, quota.of(wanted_counts ? wanted_counts[n] : max_points), scratch[slot]);
   });
 
   const auto held = [&](int64_t image) {

@@ -77,15 +77,4 @@ MGASSIGN_INLINE void compete(const BoxTile& tile, const Objects& objects, const 
   }
 }
 
-// Of the first `count` points those without an object are to be ignored whose box, box_of(point), lies in a region by
-// this share of its area.
-template <typename BoxOf>
-void ignore_boxes_inside(const Box& region, float share, int64_t count, int64_t* owner, const BoxOf& box_of) {
-  for (int64_t j = 0; j < count; ++j) {
-    if (owner[j] != kBackground) continue;
-    const Box box = box_of(j);
-    if (is_valid(box) && share_inside(box, region) >= share) owner[j] = kIgnored;
-  }
-}
-
 }  // namespace mgassign::cpu

@@ -22,7 +22,7 @@ static float just_below(int64_t of_class) {
 TopPointSelector::TopPointSelector(int64_t num_points, int64_t max_objects)
     : num_points_(num_points),
       threshold_(max_objects + 1),
-      contests_(max_objects),
+      segments_(max_objects),
       num_scoring_(max_objects * kClasses),
       lists_(new_values<ScoredPoint>(2 * num_points)) {}
 
@@ -50,7 +50,7 @@ void TopPointSelector::prepare(const int64_t* owner, const float* score, const i
     while (lowest > 0 && found < wanted) found += num_scoring[g * kClasses + --lowest];
     const int32_t capacity = static_cast<int32_t>(std::min(wanted, found));
     threshold[g] = capacity > 0 ? just_below(lowest) : kInfinity;
-    contests_[g] = {start, capacity, 0};
+    segments_[g] = {start, capacity, 0};
     start += 2 * int64_t{capacity};
   }
 }
@@ -74,20 +74,20 @@ void TopPointSelector::run(int64_t* owner, float* score, const int64_t* k, int64
     score[j] = 0.0f;
     // Points come in ascending order, so an equal score never displaces: the lower index stays.
     if (!(scored > threshold[g])) return;
-    Contest& contest = contests_[g];
-    ScoredPoint* const list = lists_.get() + contest.start;
-    list[contest.filled++] = {scored, static_cast<int32_t>(j)};
-    if (contest.filled < 2 * int64_t{contest.capacity}) return;
-    keep_best(list, contest.capacity, contest.filled);
-    contest.filled = contest.capacity;
-    threshold[g] = list[contest.capacity - 1].score;
+    Segment& segment = segments_[g];
+    ScoredPoint* const list = lists_.get() + segment.start;
+    list[segment.filled++] = {scored, static_cast<int32_t>(j)};
+    if (segment.filled < 2 * int64_t{segment.capacity}) return;
+    keep_best(list, segment.capacity, segment.filled);
+    segment.filled = segment.capacity;
+    threshold[g] = list[segment.capacity - 1].score;
   });
 
   for (int64_t g = 0; g < num_objects; ++g) {
-    ScoredPoint* const list = lists_.get() + contests_[g].start;
-    const int32_t in_list = std::min(contests_[g].filled, contests_[g].capacity);
+    ScoredPoint* const list = lists_.get() + segments_[g].start;
+    const int32_t in_list = std::min(segments_[g].filled, segments_[g].capacity);
     const int32_t kept = static_cast<int32_t>(std::min<int64_t>(in_list, std::max<int64_t>(k[g], 0)));
-    if (in_list < contests_[g].filled) keep_best(list, in_list, contests_[g].filled);
+    if (in_list < segments_[g].filled) keep_best(list, in_list, segments_[g].filled);
     if (kept < in_list) keep_best(list, kept, in_list);
     for (int32_t i = 0; i < kept; ++i) {
       owner[list[i].point] = g;

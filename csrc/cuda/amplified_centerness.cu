@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(kThreads) amplified_centerness_kernel(const __
   if (pair >= p.count) return;
   const auto [j, g] = split_pair(pair, p.num_objects);
   const Level& level = level_of(p.levels, static_cast<int32_t>(j));
-  const auto [x, y] = level.location_of(j);
+  const Location at = level.location_of(j);
   const Box box = object_box(p.gt_boxes, g);
   float score = 0.0f;
-  if (is_valid(box) && strictly_inside(x, y, box)) {
-    const AxisDistances horizontal = axis_distances(x, box.x1, box.x2), vertical = axis_distances(y, box.y1, box.y2);
-    if (!p.level_gate || level.accepts(larger(horizontal.longest, vertical.longest))) {
+  if (is_valid(box) && strictly_inside(at, box)) {
+    const Distances distances(at, box);
+    if (!p.level_gate || level.accepts(distances.longest())) {
       const float probability = probability_f32(p.probs.at(j * p.probs.stride[0] + g * p.probs.stride[1]));
-      score = amplify(centerness_of(horizontal.ratio, vertical.ratio), probability, p.sigma);
+      score = amplify(distances.centerness(), probability, p.sigma);
     }
   }
   p.amplified[pair] = score;

@@ -48,7 +48,7 @@ __device__ float amplified(const Guidance& g, int64_t image, int64_t j, float ov
   if (label >= 0 && label < g.num_classes) {
     const int64_t offset = image * g.pred_logits.stride[0] + j * g.pred_logits.stride[1];
     const float logit = g.pred_logits.at(offset + label * g.pred_logits.stride[2]);
-    probability = g.sigmoid ? sigmoid_f32(logit) : probability_f32(logit);
+    probability = probability_of(logit, g.sigmoid);
   }
   return amplify(overlap, probability, g.sigma);
 }
@@ -173,8 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
   check_activation(activation);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects();
-  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, wanted, num_images, num_points);
 
   const Queue queue(gt_boxes);
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
@@ -233,30 +232,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     queue.launch(anchor_force_kernel, dim3(object_blocks, images, kContests), kAnchorThreads, guidance);
     queue.launch(anchor_count_kernel, dim3(point_blocks, images), kAnchorThreads, guidance);
   });
-  Selection selection{num_points,
-                      {guidance.standing[kByBox], guidance.standing[kByClass]},
-                      {guidance.cls, guidance.loc},
-                      nullptr,
-                      {segments, segments + all_points},
-                      filled,
-                      wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
-                      guidance.num_original,
-                      quota,
-                      guidance.between,
-                      true,
-                      nullptr,
-                      nullptr,
-                      nullptr,
-                      num_images};
-  launch_selection(queue, selection, batch, 1);
-  selection.iou = guidance.iou;
-  selection.filled = filled + num_images;
-  selection.extra = nullptr;
-  selection.ignored = false;
-  selection.gt_boxes = guidance.gt_boxes;
-  selection.gt_labels = guidance.gt_labels;
-  selection.allowed = counts.mutable_data_ptr<int64_t>();
-  launch_selection(queue, selection, batch, 2);
+  Selection chosen{num_images, num_points, quota};
+  int64_t* const outputs[] = {guidance.cls, guidance.loc};
+  for (int task = 0; task < 2; ++task) {
+    chosen.standing[task] = guidance.standing[task];
+    chosen.chosen[task] = outputs[task];
+    chosen.segments[task] = segments + task * all_points;
+  }
+  chosen.k = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
+  chosen.original = guidance.num_original;
+  Selection ignored = chosen;
+  ignored.filled = filled;
+  ignored.extra = guidance.between;
+  ignored.ignored = true;
+  launch_selection(queue, ignored, batch, 1);
+  chosen.filled = filled + num_images;
+  chosen.iou = guidance.iou;
+  chosen.gt_boxes = guidance.gt_boxes;
+  chosen.gt_labels = guidance.gt_labels;
+  chosen.allowed = counts.mutable_data_ptr<int64_t>();
+  launch_selection(queue, chosen, batch, 2);
   batch.for_each_launch([&](const ObjectRows& rows, unsigned images) {
     guidance.objects = rows;
     queue.launch(anchor_restore_kernel, dim3(object_blocks, images), kAnchorThreads, guidance);

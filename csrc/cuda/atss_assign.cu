@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kChoosers) atss_select_kernel(const __grid_con
   for (int32_t i = threadIdx.x; i < num_candidates; i += kChoosers) {
     const Candidate& candidate = candidates[i];
     if (Atss::takes(box, location_of(t.levels, candidate.point), candidate.overlap, threshold))
-      atomicMax(&keys[candidate.point], key_of(candidate.overlap, own));
+      atomicMax(&keys[candidate.point], claim_key(candidate.overlap, own));
   }
 }
 
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kPointThreads) atss_finish_kernel(const __grid
   if (!exists) return;
   const int64_t place = image * t.num_points + point;
   const unsigned long long key = static_cast<unsigned long long>(t.owner[place]);
-  t.owner[place] = key ? object_of(key) : in_region;
-  t.iou[place] = key ? claim_of(key) : 0.0f;
+  t.owner[place] = key ? object_of_key(key) : in_region;
+  t.iou[place] = key ? claim_of_key(key) : 0.0f;
 }
 
 std::tuple<Tensor, Tensor> atss_assign_cuda(const Tensor& gt_boxes, std::optional<Tensor> gt_labels,

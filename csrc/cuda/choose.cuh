@@ -9,7 +9,7 @@ namespace mgassign::cuda {
 
 constexpr int kChoosers = 128;  // threads of a block
 
-// Whose a point is that no object has: nobody's, or to be ignored where it lies strictly inside a region. Without
+// The owner of a point that no object has: kBackground, or kIgnored where it lies strictly inside a region. Without
 // labels there are no regions. All lanes call it.
 __device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRows::Rows& rows, const float* gt_boxes,
                                            const int64_t* gt_labels, int32_t point) {
@@ -17,7 +17,7 @@ __device__ inline int64_t owner_in_regions(const Levels& levels, const ObjectRow
   const Location at = location_of(levels, point);
   int64_t owner = kBackground;
   for_each_region(rows, gt_boxes, gt_labels, lane, [&](const Box& region) {
-    if (strictly_inside(at.x, at.y, region)) owner = kIgnored;
+    if (strictly_inside(at, region)) owner = kIgnored;
   });
   return owner;
 }
@@ -124,7 +124,7 @@ struct TopList {
   }
 
   // Takes those of `number` choices that are worth it, as offer(i, choice) says, and leaves the best of all so far, at
-  // most `most` > 0. Who scores less than the last of so many is not worth it any more: narrow(its score) is told so.
+  // most `most` > 0. Who scores less than the last of `most` is not worth it any more: narrow(its score) is told so.
   template <typename Offer, typename Narrow>
   __device__ void take(uint32_t number, int32_t most, const Offer& offer, const Narrow& narrow) {
     for (uint32_t base = 0; base < number; base += kChoosers) {
@@ -165,18 +165,6 @@ struct TopList {
   }
 };
 
-// Of the objects that claim a point, the one with the largest key gets it: the highest claim, then the lowest index.
-// No key is 0.
-constexpr uint32_t kSign = 0x80000000u;  // ordered() counts from below 0, keys do not
-__device__ inline unsigned long long key_of(float claim, int32_t object) {
-  return static_cast<unsigned long long>(static_cast<uint32_t>(ordered(claim)) ^ kSign) << 32 |
-         ~static_cast<uint32_t>(object);
-}
-__device__ inline float claim_of(unsigned long long key) { return unordered(static_cast<int32_t>(key >> 32 ^ kSign)); }
-__device__ inline int32_t object_of(unsigned long long key) {
-  return static_cast<int32_t>(~static_cast<uint32_t>(key));
-}
-
 __device__ inline unsigned long long largest_of_warp(unsigned long long key) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const unsigned long long other = __shfl_xor_sync(kAllLanes, key, step);
@@ -184,12 +172,5 @@ __device__ inline unsigned long long largest_of_warp(unsigned long long key) {
   }
   return key;
 }
-
-// Who claims the points of a batch; [B, P] each, zeros at first.
-struct Claims {
-  unsigned long long* best;  // key of the best claim
-  int32_t* count;            // how many objects chose the point
-  int32_t* holder;           // who got it in the end, + 1
-};
 
 }  // namespace mgassign::cuda

@@ -170,20 +170,15 @@ __device__ inline Location location_of(const Levels& levels, int32_t point) {
   return level_of(levels, point).location_of(point);
 }
 
-// The row and column of an element of a [rows, columns] matrix. Short division where it does: four times as quick.
 struct Pair {
   int64_t point, object;
 };
 
+// Of an element of a [points, objects] matrix. A division of 32 bits where it does is four times as fast.
 __device__ inline Pair split_pair(int64_t pair, int64_t num_objects) {
   if ((pair | num_objects) >> 32) return {pair / num_objects, pair % num_objects};
   const uint32_t point = static_cast<uint32_t>(pair) / static_cast<uint32_t>(num_objects);
   return {point, static_cast<uint32_t>(pair) - point * static_cast<uint32_t>(num_objects)};
-}
-
-// All of it at once, as in touches() and is_valid(): a comparison is cheaper than a branch.
-__device__ inline bool strictly_inside(float x, float y, const Box& box) {
-  return (x > box.x1) & (x < box.x2) & (y > box.y1) & (y < box.y2);
 }
 
 }  // namespace mgassign::cuda

@@ -2,8 +2,8 @@
 //   1. prepare, a warp for each tile of points: nobody's, unless they lie in a region; which of them are in the pool,
 //      the sums over classes of those, and the box around their predictions;
 //   2. choose, a block for each object: the best overlaps, found in the tiles whose predictions it touches, say how
-//      many points it chooses; its threads price the points of a window, which widens until no other can cost as
-//      little, and the cheapest are kept in shared memory;
+//      many points it chooses; its threads work out what the points of a window cost, a window that widens until no
+//      other point can cost as little, and the cheapest are kept in shared memory;
 //   3. contest, a warp for each choice: a point that several chose goes to the object that it costs least, of all. Of
 //      those that chose it, the one that it costs least sees to it.
 //
@@ -24,7 +24,7 @@ struct DynamicKTask : ChooseTask {
   FloatView<3> pred_boxes, pred_scores;
   FloatView<2> objectness;  // of no data: there is none
   int64_t num_classes, num_tiles;
-  unsigned long long* best;  // [B, P]: key of the object that chose the point and that it costs least; 0: none
+  unsigned long long* best;  // [B, P]: claim_key() of the object that chose the point and that it costs least; 0: none
   Box* around;               // [B, tiles]: the box around what a tile's points of the pool predict
   float* sum;                // [B, P]: over classes, of points in the pool; infinite elsewhere
   Choice* choices;           // [N, quota.most]; scores are costs below 0, claims are overlaps
@@ -53,26 +53,26 @@ struct DynamicKTask : ChooseTask {
 
 // A point of the pool, as objects look at it.
 template <typename Rule>
-struct Offer {
+struct PoolPoint {
   int64_t image;
   int32_t point;
   Box box;
   float area;
 
-  __device__ Offer(const DynamicKTask<Rule>& t, int64_t image, int32_t point)
+  __device__ PoolPoint(const DynamicKTask<Rule>& t, int64_t image, int32_t point)
       : image(image), point(point), box(t.predicted(image, point)), area(area_of(box)) {}
 };
 
 // An object, as a block or a warp works for it.
 template <typename Rule>
-struct Bidder {
+struct Objective {
   bool takes_part;
   int32_t index;  // within its image
   Box box;
   float area;
   int64_t scores;  // where its class's scores of the image begin, -1 where there is no such class
 
-  __device__ Bidder(const DynamicKTask<Rule>& t, int64_t image, int64_t first_row, int32_t index)
+  __device__ Objective(const DynamicKTask<Rule>& t, int64_t image, int64_t first_row, int32_t index)
       : index(index), box(object_box(t.gt_boxes, first_row + index)), area(area_of(box)) {
     const int64_t label = t.gt_labels[first_row + index];
     takes_part = takes_part_in_contests(box, label);
@@ -80,15 +80,16 @@ struct Bidder {
   }
 
   // The negative of what a point costs; of infinity where that is more than `most` anyway, or no number.
-  __device__ float bid(const DynamicKTask<Rule>& t, const Offer<Rule>& offer, float overlap, float most) const {
-    const Level& level = level_of(t.levels, offer.point);
+  __device__ float negative_cost(const DynamicKTask<Rule>& t, const PoolPoint<Rule>& point, float overlap,
+                                 float most) const {
+    const Level& level = level_of(t.levels, point.point);
     const float of_overlap = t.rule.cost_of_overlap(overlap);
-    const float of_place = t.rule.cost_of_place(box, level.stride, level.location_of(offer.point));
+    const float of_place = t.rule.cost_of_place(box, level.stride, level.location_of(point.point));
     if (of_overlap + of_place > most) return -kInfinity;  // classes never cost less than 0
     const float nothing = t.rule.sigmoid ? -kInfinity : 0.0f;
-    const float raw = scores < 0 ? nothing : t.pred_scores.at(scores + offer.point * t.pred_scores.stride[1]);
-    const float score = t.score(raw, t.objectness_of(offer.image, offer.point));
-    const float of_class = t.rule.cost_of_class(t.sum[offer.image * t.num_points + offer.point], score, overlap);
+    const float raw = scores < 0 ? nothing : t.pred_scores.at(scores + point.point * t.pred_scores.stride[1]);
+    const float score = t.score(raw, t.objectness_of(point.image, point.point));
+    const float of_class = t.rule.cost_of_class(t.sum[point.image * t.num_points + point.point], score, overlap);
     const float cost = (of_class + of_overlap) + of_place;
     return cost < kInfinity ? 0.0f - cost : -kInfinity;  // of the two zeros, the same for all
   }
@@ -133,7 +134,7 @@ __device__ bool is_in_pool(const DynamicKTask<Rule>& t, const ObjectRows::Rows& 
         const int whose = __ffs(near) - 1;
         const Box window{__shfl_sync(kAllLanes, own.x1, whose), __shfl_sync(kAllLanes, own.y1, whose),
                          __shfl_sync(kAllLanes, own.x2, whose), __shfl_sync(kAllLanes, own.y2, whose)};
-        found |= strictly_inside(place.x, place.y, window);
+        found |= strictly_inside(place.at, window);
       }
     }
   }
@@ -180,16 +181,16 @@ __global__ void __launch_bounds__(kPreparers, kBlocks)
 
 // Leaves in the list the points of the pool whose predictions overlap an object most. All threads of the block call it.
 template <typename Rule>
-__device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, const Bidder<Rule>& own, TopList& list,
-                                   int32_t most) {
+__device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, const Objective<Rule>& own,
+                                   TopList& list, int32_t most) {
   __shared__ int32_t near[kChoosers], num_near;
   float bar = 0.0f;
   const auto offer = [&](int32_t number, Choice& mine) {
     const Place place = place_of(t.levels, near[number / kWarp], number % kWarp);
     if (!place.exists || !t.in_pool(image, place.point)) return false;
-    const Offer<Rule> offered(t, image, place.point);
+    const PoolPoint<Rule> candidate(t, image, place.point);
     mine.point = place.point;
-    mine.score = mine.claim = iou_of(offered.box, offered.area, own.box, own.area);
+    mine.score = mine.claim = iou_of(candidate.box, candidate.area, own.box, own.area);
     return mine.score > 0.0f && mine.score >= bar;
   };
   list.clear();
@@ -208,7 +209,7 @@ __device__ void find_best_overlaps(const DynamicKTask<Rule>& t, int64_t image, c
 // Leaves in the list the points of the pool that cost an object least; there are `most` that cost `limit` or less. All
 // threads of the block call it.
 template <typename Rule>
-__device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const Bidder<Rule>& own, TopList& list,
+__device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const Objective<Rule>& own, TopList& list,
                               int32_t most, float limit) {
   __shared__ Window window;
   // Few points are looked at first: as many as chosen show what the others must not exceed.
@@ -220,11 +221,11 @@ __device__ void find_cheapest(const DynamicKTask<Rule>& t, int64_t image, const 
     const auto offer = [&](int32_t number, Choice& mine) {
       mine.point = window.point(t.levels, number);
       if (!t.in_pool(image, mine.point)) return false;
-      const Offer<Rule> offered(t, image, mine.point);
-      const Overlap both = overlap_of(offered.box, offered.area, own.box, own.area);
+      const PoolPoint<Rule> candidate(t, image, mine.point);
+      const Overlap both = overlap_of(candidate.box, candidate.area, own.box, own.area);
       if (both.intersection <= least_in_common(least, both.total)) return false;
       mine.claim = both.iou();
-      mine.score = own.bid(t, offered, mine.claim, worst);
+      mine.score = own.negative_cost(t, candidate, mine.claim, worst);
       return mine.score > -kInfinity && mine.score >= -worst;
     };
     const int32_t count = window.count(t.levels);
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
   __shared__ int32_t number;
   const ChooseTask::ObjectOfBlock block = t.object_of_block();
   if (block.image < 0) return;
-  const Bidder<Rule> own(t, block.image, block.rows.first, block.index());
+  const Objective<Rule> own(t, block.image, block.rows.first, block.index());
   if (threadIdx.x == 0) t.num_chosen[block.row] = 0;
   if (!own.takes_part) return;
 
@@ -266,15 +267,15 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
 
   float limit = kInfinity;
   if (count >= most) {
-    Choice priced{-kInfinity, 0, 0.0f};
+    Choice known{-kInfinity, 0, 0.0f};
     if (static_cast<int32_t>(threadIdx.x) < count) {
-      priced = list.choices[threadIdx.x];
-      priced.score = own.bid(t, Offer<Rule>(t, block.image, priced.point), priced.claim, kInfinity);
+      known = list.choices[threadIdx.x];
+      known.score = own.negative_cost(t, PoolPoint<Rule>(t, block.image, known.point), known.claim, kInfinity);
     }
     list.clear();
     const auto offer = [&](int32_t, Choice& mine) {
-      mine = priced;
-      return priced.score > -kInfinity;
+      mine = known;
+      return known.score > -kInfinity;
     };
     list.take(count, most, offer, [&](float last) { limit = -last; });
   }
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
     const Choice choice = list.choices[i];
     const int64_t place = block.image * t.num_points + choice.point;
     t.choices[block.row * quota + i] = choice;
-    atomicMax(&t.best[place], key_of(choice.score, own.index));
+    atomicMax(&t.best[place], claim_key(choice.score, own.index));
     atomicAdd(t.count(place), 1);
   }
   if (threadIdx.x == 0) t.num_chosen[block.row] = list.count;
@@ -298,28 +299,28 @@ __global__ void __launch_bounds__(kChoosers, kBlocks)
   for (int32_t i = warp; i < t.num_chosen[block.row]; i += kChoosers / kWarp) {
     const Choice choice = t.choices[block.row * t.quota.most + i];
     const int64_t place = block.image * t.num_points + choice.point;
-    unsigned long long best = key_of(choice.score, block.index());
+    unsigned long long best = claim_key(choice.score, block.index());
     if (t.best[place] != best) continue;  // another one's to see to
     float overlap = choice.claim;
     if (*t.count(place) > 1) {
-      const Offer<Rule> offer(t, block.image, choice.point);
+      const PoolPoint<Rule> contested(t, block.image, choice.point);
       const float least = t.rule.least_overlap(-choice.score);
       for (int32_t g = lane; g < block.rows.count; g += kWarp) {
-        const Bidder<Rule> rival(t, block.image, block.rows.first, g);
+        const Objective<Rule> rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part) continue;
-        const Overlap both = overlap_of(offer.box, offer.area, rival.box, rival.area);
+        const Overlap both = overlap_of(contested.box, contested.area, rival.box, rival.area);
         if (both.intersection <= least_in_common(least, both.total)) continue;
-        const unsigned long long key = key_of(rival.bid(t, offer, both.iou(), -claim_of(best)), g);
+        const unsigned long long key = claim_key(rival.negative_cost(t, contested, both.iou(), -claim_of_key(best)), g);
         best = key > best ? key : best;
       }
       __syncwarp();
       best = largest_of_warp(best);
-      const Box winner = object_box(t.gt_boxes, block.rows.first + object_of(best));
-      overlap = iou_of(offer.box, offer.area, winner, area_of(winner));
+      const Box winner = object_box(t.gt_boxes, block.rows.first + object_of_key(best));
+      overlap = iou_of(contested.box, contested.area, winner, area_of(winner));
     }
     __syncwarp();  // all know how many chose the point
     if (lane > 0) continue;
-    t.owner[place] = object_of(best);
+    t.owner[place] = object_of_key(best);
     t.iou[place] = overlap;
   }
 }

@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kThreads) fcos_assign_kernel(const __grid_cons
 #pragma unroll 1  // more would take the registers of other warps
     for (int i = 0; i < count; ++i) {
       const Object object = objects[warp][i];
-      if (place.exists && strictly_inside(place.x, place.y, object.box) &&
-          level.accepts(Distances(place, object.box).longest()) && a.sampling.is_central(place, object.box))
+      if (place.exists && strictly_inside(place.at, object.box) &&
+          level.accepts(Distances(place.at, object.box).longest()) && a.sampling.is_central(place, object.box))
         champion.meet(1.0f, object.area, object.index);  // of candidates that are worth the same, the smallest
     }
   }

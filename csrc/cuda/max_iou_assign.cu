@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kAnchorThreads) max_iou_finish_kernel(const __
         [&](const Object& object) {
           // An overlap is at most the one area by the other.
           const float needed = score_of_key(m.best[rows.first + object.index]);
-          return needed > 0.0f && needed >= m.min_iou && most_area >= 0.999f * without_tiny(needed) * object.area;
+          return needed > 0.0f && needed >= m.min_iou && most_area >= kWideRoom * without_tiny(needed) * object.area;
         },
         [&](const Object& object, float overlap) {
           const unsigned long long best = m.best[rows.first + object.index];

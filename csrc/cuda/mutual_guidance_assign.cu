@@ -67,7 +67,7 @@ __device__ float amplified(const Competition& c, float centerness, int64_t logit
   float probability = 0.0f;
   if (object.logit >= 0) {
     const float logit = c.pred_logits.at(logits_of_point + object.logit);
-    probability = c.sigmoid ? sigmoid_f32(logit) : probability_f32(logit);
+    probability = probability_of(logit, c.sigmoid);
   }
   return amplify(centerness, probability, c.sigma);
 }
@@ -82,7 +82,7 @@ __device__ uint8_t regions_around(const Competition& c, int32_t first, unsigned 
   for (; regions; regions &= regions - 1) {
     const Box region = object_box(c.gt_boxes, first + __ffs(regions) - 1);
     if (!is_valid(region)) continue;
-    if (strictly_inside(place.x, place.y, region)) found |= kPointInRegion;
+    if (strictly_inside(place.at, region)) found |= kPointInRegion;
     if (share_inside(predicted, region) >= c.ignore_share) found |= kBoxInRegion;
   }
   return found;
@@ -95,7 +95,7 @@ __device__ void meet_all(BestFit& best_fit, const Object* objects, int count, co
 #pragma unroll 4  // the 2 that nvcc chooses issue 3 % more
   for (int i = 0; i < count; ++i) {
     const Object object = objects[i];
-    if (kInside && !strictly_inside(place.x, place.y, object.box)) continue;
+    if (kInside && !strictly_inside(place.at, object.box)) continue;
     best_fit.meet(overlap_of(predicted, predicted_area, object.box, object.area), object, doubt);
   }
 }
@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
     for (int i = 0; i < num_holding; ++i) {
       const Object object = objects[warp][i];
-      if (!place.exists || !strictly_inside(place.x, place.y, object.box)) continue;
-      const Distances distances(place, object.box);
+      if (!place.exists || !strictly_inside(place.at, object.box)) continue;
+      const Distances distances(place.at, object.box);
       const bool on_level = level.accepts(distances.longest());
       // The original strategy asks the same of all its candidates, so only their areas and indices compete.
       if (on_level && c.sampling.is_central(place, object.box))
@@ -230,8 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
   check_activation(activation);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, num_images, num_points);
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_logits, gt_boxes, gt_labels, wanted, num_images, num_points);
 
   const Queue queue(gt_boxes);
   auto [cls, loc, original, counts, iou] = new_guidance(gt_boxes, num_images, num_points, num_objects);
@@ -285,23 +284,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
       queue.launch(mutual_guidance_compete_kernel, dim3(images, grid_rows, blocks_for(competition.blocks, grid_rows)),
                    kThreads, competition);
   });
-  launch_selection(queue,
-                   {num_points,
-                    {competition.by_box, competition.by_class},
-                    {competition.cls, competition.loc},
-                    competition.iou,
-                    {segments, segments + all_points},
-                    filled,
-                    wanted ? wanted->const_data_ptr<int64_t>() : nullptr,
-                    num_original,
-                    quota,
-                    nullptr,
-                    false,
-                    competition.gt_boxes,
-                    competition.gt_labels,
-                    counts.mutable_data_ptr<int64_t>(),
-                    num_images},
-                   batch, 2);
+  Selection selection{num_images, num_points, quota};
+  const Standing standings[] = {competition.by_box, competition.by_class};
+  int64_t* const chosen[] = {competition.cls, competition.loc};
+  for (int task = 0; task < 2; ++task) {
+    selection.standing[task] = standings[task];
+    selection.chosen[task] = chosen[task];
+    selection.segments[task] = segments + task * all_points;
+  }
+  selection.filled = filled;
+  selection.k = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
+  selection.original = num_original;
+  selection.iou = competition.iou;
+  selection.gt_boxes = competition.gt_boxes;
+  selection.gt_labels = competition.gt_labels;
+  selection.allowed = counts.mutable_data_ptr<int64_t>();
+  launch_selection(queue, selection, batch, 2);
   return {cls, loc, original, counts, iou};
 }
 

@@ -8,13 +8,6 @@
 
 namespace mgassign::cuda {
 
-// Order-preserving, so that the least and largest of floats are those of integers: bits of negative numbers count down.
-__device__ inline int32_t ordered(float value) {
-  const int32_t bits = static_cast<int32_t>(bits_of(value));
-  return bits ^ (bits >> 31 & 0x7fffffff);
-}
-__device__ inline float unordered(int32_t key) { return float_of(key ^ (key >> 31 & 0x7fffffff)); }
-
 // Of no NaN; which zero of two does not matter. One integer reduction where there is one, of an order-preserving key.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 __device__ inline float smallest_of_warp(float value) {
@@ -115,7 +108,7 @@ class ObjectBatch {
     for (size_t b = 1; b < listed_.size(); ++b) largest_image_ = std::max(largest_image_, listed_[b] - listed_[b - 1]);
   }
 
-  // One image of so many objects.
+  // One image of `num_objects` objects.
   explicit ObjectBatch(int64_t num_objects) : num_images_(1), largest_image_(num_objects) {
     rows_.num_rows = rows_.per_image = num_objects;
   }
@@ -168,7 +161,7 @@ struct Place {
   bool exists;  // tiles overhang the level's edges
   int level;
   int32_t point;  // of the image
-  float x, y;
+  Location at;
   Box tile;  // from the first point to the last
 };
 
@@ -191,8 +184,7 @@ __device__ inline Place place_of(const Levels& levels, uint32_t tile, int lane) 
     return {row < height && column < width,
             i,
             static_cast<int32_t>(level.first_point + row * width + column),
-            level.x.coordinate(column),
-            level.y.coordinate(row),
+            {level.x.coordinate(column), level.y.coordinate(row)},
             {level.x.coordinate(first_column), level.y.coordinate(first_row), level.x.coordinate(last_column),
              level.y.coordinate(last_row)}};
   }
@@ -263,9 +255,7 @@ struct CenterSampling {
   // Whether a point inside a box lies in its central box, too.
   __device__ bool is_central(const Place& place, const Box& box) const {
     if (!on) return true;
-    const Location center = center_of(box);
-    const float half = reach[place.level];
-    return strictly_inside(place.x, place.y, {center.x - half, center.y - half, center.x + half, center.y + half});
+    return strictly_inside(place.at, around_center(box, reach[place.level]));
   }
 };
 
@@ -273,8 +263,8 @@ struct CenterSampling {
 struct Distances {
   AxisDistances x, y;
 
-  __device__ Distances(const Place& place, const Box& box)
-      : x(axis_distances(place.x, box.x1, box.x2)), y(axis_distances(place.y, box.y1, box.y2)) {}
+  __device__ Distances(const Location& at, const Box& box)
+      : x(axis_distances(at.x, box.x1, box.x2)), y(axis_distances(at.y, box.y1, box.y2)) {}
   __device__ float longest() const { return larger(x.longest, y.longest); }  // max(l, t, r, b)
   __device__ float centerness() const { return centerness_of(x.ratio, y.ratio); }
 };
@@ -298,8 +288,8 @@ __device__ void for_each_region(const ObjectRows::Rows& rows, const float* gt_bo
   }
 }
 
-// Every point of a batch and the object it stands for, -1 for none; of those that stand for one: as which of the
-// object's points, its score. [B, P] each, rows counted per object [N].
+// For each point of a batch, [B, P]: the object it stands for (-1: none), its number among that object's points, its
+// score. count [N]: how many points stand for each object.
 struct Standing {
   int32_t *owner, *slot;
   float* score;
@@ -319,21 +309,20 @@ __device__ inline int32_t count_standing(int32_t* count, int32_t owner, int lane
 
 // Selection: each object keeps its best points. `chosen` holds negative numbers and gets the objects' indices.
 struct Selection {
-  int64_t num_points;
-  Standing standing[2];     // a task each
-  int64_t* chosen[2];       // [B, P]
-  float* iou;               // [B, P], zeros, gets the chosen points' scores of the first task; or null
-  int32_t* segments[2];     // [B, P]: the points of each object, together
-  int32_t* filled;          // [tasks, B], zeros: how much of an image's segments is given away
-  const int64_t* k;         // [N]: how many points an object is to keep; or, where null,
-  const int32_t* original;  // [N]: as many as here
-  Quota quota;              // within these bounds,
-  const int32_t* extra;     // [N]: and so many more; or null
-  bool ignored;             // the points kept get kIgnored instead of their object
-  const float* gt_boxes;    // [N], and
-  const int64_t* gt_labels;
-  int64_t* allowed;  // [N]: how many points each object may have, told here; or all three null
-  int64_t num_images;
+  int64_t num_images, num_points;
+  Quota quota;                        // of each object
+  Standing standing[2] = {};          // a task each
+  int64_t* chosen[2] = {};            // [B, P]
+  int32_t* segments[2] = {};          // [B, P]: the points of each object, together
+  int32_t* filled = nullptr;          // [tasks, B], zeros: how much of an image's segments is given away
+  const int64_t* k = nullptr;         // [N]: how many points an object is to keep; or, where null,
+  const int32_t* original = nullptr;  // [N]: as many as here, both held to the quota
+  const int32_t* extra = nullptr;     // [N]: and how many beyond it; or null
+  bool ignored = false;               // the points kept get kIgnored instead of their object
+  float* iou = nullptr;               // [B, P], zeros, gets the chosen points' scores of the first task; or null
+  const float* gt_boxes = nullptr;    // [N], and
+  const int64_t* gt_labels = nullptr;
+  int64_t* allowed = nullptr;  // [N]: how many points each object may have, told here; or all three null
   // What launch_selection() adds.
   int objects_per_block = 0;
   ObjectRows objects = {};

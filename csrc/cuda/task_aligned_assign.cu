@@ -10,6 +10,13 @@ namespace mgassign::cuda::task_aligned_assign {
 
 constexpr int kPointThreads = 256;
 
+// Who claims the points of a batch; [B, P] each.
+struct Claims {
+  unsigned long long* best;  // claim_key() of the best claim; 0: none
+  int32_t* count;            // how many objects chose the point
+  int32_t* holder;           // who got it in the end, + 1
+};
+
 struct Task : ChooseTask {
   TaskAligned rule;
   const int64_t* wanted;  // [N]: how many points an object chooses; null: as many as the quota allows
@@ -96,7 +103,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_choose_kernel(const __
     t.choices[block.row * t.most + i] = choice;
     if (choice.point < 0) continue;
     const int64_t place = block.image * t.num_points + choice.point;
-    atomicMax(&t.claims.best[place], key_of(choice.claim, own.index));
+    atomicMax(&t.claims.best[place], claim_key(choice.claim, own.index));
     atomicAdd(&t.claims.count[place], 1);
   }
   if (threadIdx.x == 0) t.num_chosen[block.row] = list.count;
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const _
     const Choice choice = t.choices[block.row * t.most + i];
     if (choice.point < 0) continue;
     const int64_t place = block.image * t.num_points + choice.point;
-    unsigned long long best = key_of(choice.claim, block.index());
+    unsigned long long best = claim_key(choice.claim, block.index());
     if (t.claims.best[place] != best) continue;  // another one's to see to
     float score = choice.score;
     if (!t.rule.contest_chosen && t.claims.count[place] > 1) {
@@ -119,17 +126,18 @@ __global__ void __launch_bounds__(kChoosers) task_aligned_contest_kernel(const _
       for (int32_t g = lane; g < block.rows.count; g += kWarp) {
         const Objective rival(t, block.image, block.rows.first, g);
         if (!rival.takes_part || !t.rule.holds(rival.window, at)) continue;
-        const unsigned long long key = key_of(t.rule.overlap(predicted, rival.object), g);
+        const unsigned long long key = claim_key(t.rule.overlap(predicted, rival.object), g);
         best = key > best ? key : best;
       }
       __syncwarp();
       best = largest_of_warp(best);
-      score = Objective(t, block.image, block.rows.first, object_of(best)).score(t, choice.point, claim_of(best));
+      score =
+          Objective(t, block.image, block.rows.first, object_of_key(best)).score(t, choice.point, claim_of_key(best));
     }
     if (lane > 0) continue;
-    t.claims.holder[place] = object_of(best) + 1;
+    t.claims.holder[place] = object_of_key(best) + 1;
     t.target[place] = score;
-    t.iou[place] = claim_of(best);
+    t.iou[place] = claim_of_key(best);
   }
 }
 
@@ -195,12 +203,12 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cuda(
   const Grid grid = make_grid(MGASSIGN_GRID_ARGUMENTS);
   const TaskAligned rule = make_task_aligned(alpha, beta, overlap, candidates, margin, raise_below, least_side, contest,
                                              epsilon, activation);
-  check_chosen(max_points, keep);
-  const Quota quota(min_points, max_points, max_points);
+  check_most_chosen(max_points);
+  check_keep(keep);
+  const Quota quota(min_points, max_points);
   const ObjectBatch batch(gt_boxes, gt_offsets, gt_counts);
   const int64_t num_images = batch.num_images(), num_objects = batch.num_objects(), num_points = grid.num_points;
-  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, num_images, num_points, "pred_scores");
-  if (wanted) check_property(*wanted, gt_boxes, "wanted");
+  check_predictions(pred_boxes, pred_scores, gt_boxes, gt_labels, wanted, num_images, num_points, "pred_scores");
 
   const Queue queue(gt_boxes);
   Tensor owner = new_tensor(gt_boxes, {num_images, num_points}, ScalarType::Long);

@@ -62,23 +62,13 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
   const Competition competition{
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
   queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
-  launch_selection(queue,
-                   {num_points,
-                    {standing},
-                    {chosen},
-                    nullptr,
-                    {segments},
-                    filled,
-                    k.const_data_ptr<int64_t>(),
-                    nullptr,
-                    Quota(0, num_points, num_points),
-                    nullptr,
-                    false,
-                    nullptr,
-                    nullptr,
-                    nullptr,
-                    1},
-                   ObjectBatch(num_objects), 1);
+  Selection selection{1, num_points, Quota(0, num_points)};
+  selection.standing[0] = standing;
+  selection.chosen[0] = chosen;
+  selection.segments[0] = segments;
+  selection.filled = filled;
+  selection.k = k.const_data_ptr<int64_t>();
+  launch_selection(queue, selection, ObjectBatch(num_objects), 1);
   return owners;
 }
 

@@ -20,11 +20,14 @@ MGASSIGN_HD Box everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfin
 
 MGASSIGN_HD Location center_of(const Box& box) { return {(box.x1 + box.x2) * 0.5f, (box.y1 + box.y2) * 0.5f}; }
 
-// What lies so many strides around a box's centre, along each axis.
-MGASSIGN_HD Box around_center(const Box& box, double stride, double radius) {
+// What lies within reach of a box's centre, along each axis.
+MGASSIGN_HD Box around_center(const Box& box, float reach) {
   const Location center = center_of(box);
-  const float reach = static_cast<float>(radius * stride);
   return {center.x - reach, center.y - reach, center.x + reach, center.y + reach};
+}
+// The same, of a reach in strides.
+MGASSIGN_HD Box around_center(const Box& box, double stride, double radius) {
+  return around_center(box, static_cast<float>(radius * stride));
 }
 
 MGASSIGN_HD Box intersection_of(const Box& a, const Box& b) {
@@ -34,6 +37,11 @@ MGASSIGN_HD Box intersection_of(const Box& a, const Box& b) {
 // Whether a point lies in a box, farther from its sides than a margin (of 0: strictly inside).
 MGASSIGN_HD bool contains(const Box& box, const Location& at, float margin = 0.0f) {
   return at.x - box.x1 > margin && box.x2 - at.x > margin && at.y - box.y1 > margin && box.y2 - at.y > margin;
+}
+
+// contains() without a margin, all of it at once, as in is_valid(): a comparison is cheaper than a branch.
+MGASSIGN_HD bool strictly_inside(const Location& at, const Box& box) {
+  return (at.x > box.x1) & (at.x < box.x2) & (at.y > box.y1) & (at.y < box.y2);
 }
 
 // A box that takes part: finite and of positive width and height.
@@ -62,6 +70,9 @@ MGASSIGN_HD Overlap overlap_of(const Box& a, float area_a, const Box& b, float a
   const float intersection = larger_number(width, 0.0f) * larger_number(height, 0.0f);
   return {intersection, (area_a + area_b) - intersection};
 }
+
+// Of a bound worked out in other steps than what it bounds: room for roundings; more, where powers or areas are in it.
+constexpr float kRoom = 0.9999f, kWideRoom = 0.999f;
 
 // Of an overlap that bounds others, or areas: where overlaps are subnormal, roundings are as large as they are, and
 // there is no bound.

@@ -182,4 +182,7 @@ MGASSIGN_HD float sigmoid_f32(float logit) {
 // A value given as a probability: held to [0, 1], 0 for NaN.
 MGASSIGN_HD float probability_f32(float value) { return value > 0.0f ? smaller(value, 1.0f) : 0.0f; }
 
+// The probability that a raw score means, which is a logit where `sigmoid` says so.
+MGASSIGN_HD float probability_of(float raw, bool sigmoid) { return sigmoid ? sigmoid_f32(raw) : probability_f32(raw); }
+
 }  // namespace mgassign

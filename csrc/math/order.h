@@ -1,12 +1,12 @@
-// The two orders that decide every contest, total so that the outcome never depends on who came first.
+// The orders that decide contests, each total, so that the outcome never depends on who came first.
 #pragma once
 
 #include "portable.h"
 
 namespace mgassign {
 
-// Among the objects that want a point: the higher score; then the smaller area; then the lower index.
-// An area that is no number counts as larger than every other.
+// Of two objects that want a point by equal scores: the smaller area, then the lower index. An area that is no number
+// counts as larger than every other.
 MGASSIGN_HD bool smaller_object(float area_a, int64_t index_a, float area_b, int64_t index_b) {
   if (area_a < area_b) return true;
   if (area_b < area_a) return false;
@@ -42,5 +42,21 @@ struct Choice {
 MGASSIGN_HD bool ranks_before(const Choice& a, const Choice& b) {
   return ranks_before(ScoredPoint{a.score, a.point}, ScoredPoint{b.score, b.point});
 }
+
+// Floats in their order as integers, -0 before 0: bits of negative numbers count down.
+MGASSIGN_HD int32_t ordered(float value) {
+  const int32_t bits = static_cast<int32_t>(bits_of(value));
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+MGASSIGN_HD float unordered(int32_t key) { return float_of(static_cast<uint32_t>(key ^ (key >> 31 & 0x7fffffff))); }
+
+// Among the objects that claim a point: the higher claim; then the lower index. As one number: larger is better, and
+// above 0.
+constexpr uint32_t kSign = 0x80000000u;  // ordered() counts from below 0, keys do not
+MGASSIGN_HD uint64_t claim_key(float claim, int32_t object) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(ordered(claim)) ^ kSign) << 32 | ~static_cast<uint32_t>(object);
+}
+MGASSIGN_HD float claim_of_key(uint64_t key) { return unordered(static_cast<int32_t>(key >> 32 ^ kSign)); }
+MGASSIGN_HD int32_t object_of_key(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
 
 }  // namespace mgassign

@@ -22,7 +22,7 @@ LARGEST_LOGIT = 10_000.0
 
 
 def near_center(grid: PointGrid, gt_boxes: Tensor, radius: float) -> Tensor:
-    """Which points lie nearer to which boxes' centres than so many strides along each axis, bool [P, G]."""
+    """Which points lie nearer to which boxes' centres than `radius` strides along each axis, bool [P, G]."""
     center = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     reach = per_point(grid, [radius * s for s in grid.strides], gt_boxes.device)[:, None, None]
     points = grid.points(gt_boxes.device)[:, None]

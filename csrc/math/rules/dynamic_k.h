@@ -11,25 +11,25 @@ struct DynamicK {
   int32_t best_overlaps;
   float overlap_weight, epsilon;
 
-  // Classes are dealt to so many sums, which are added in pairs: the same on every device.
+  // Classes are dealt to this many sums, which are added in pairs: the same on every device.
   static constexpr int kSums = 16;
 
   // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).
   MGASSIGN_HD float cost_of_overlap(float overlap) const { return overlap_weight * -log_f32(overlap + epsilon); }
 
   // An overlap so small that nothing beneath it costs `limit` or less; -infinity where none is. The cost itself is
-  // asked whether the estimate is right; the factor is room for roundings.
+  // asked whether the estimate is right.
   MGASSIGN_HD float least_overlap(float limit) const {
     if (!(cost_of_overlap(0.0f) > limit)) return -kInfinity;
-    float least = (exp_f32(-limit / overlap_weight) - epsilon) * 0.999f;
+    float least = (exp_f32(-limit / overlap_weight) - epsilon) * kWideRoom;
     while (least > 0.0f && !(cost_of_overlap(least) > limit)) least *= 0.5f;
-    return larger(least, 0.0f) * 0.9999f;
+    return larger(least, 0.0f) * kRoom;
   }
 
   // What the place may cost where a point costs no more than `limit`: more than that, where overlaps may cost less than
-  // nothing. The factor is room for roundings.
+  // nothing.
   MGASSIGN_HD float limit_of_place(float limit) const {
-    return larger((limit - cost_of_overlap(1.0f)) * 1.0001f, 0.0f);
+    return larger((limit - cost_of_overlap(1.0f)) * (1.0f / kRoom), 0.0f);
   }
 
   // How many points an object chooses, of the sum of its best overlaps.

@@ -36,7 +36,7 @@ struct TaskAligned {
 
   MGASSIGN_HD bool holds(const Box& window, const Location& point) const { return contains(window, point, margin); }
 
-  MGASSIGN_HD float probability(float raw) const { return sigmoid ? sigmoid_f32(raw) : probability_f32(raw); }
+  MGASSIGN_HD float probability(float raw) const { return probability_of(raw, sigmoid); }
 
   // u; never above the plain IoU, which shows from below where it is too little.
   MGASSIGN_HD float overlap(const Box& predicted, const Object& object) const {
@@ -51,12 +51,12 @@ struct TaskAligned {
   MGASSIGN_HD float score(float probability, float overlap) const { return alpha.of(probability) * beta.of(overlap); }
 
   // An overlap so small that nothing beneath it scores `bar`, whatever the probability: it is at most 1. The power
-  // itself is asked whether the estimate is right; the last factor is room for roundings.
+  // itself is asked whether the estimate is right.
   MGASSIGN_HD float least_overlap(float bar) const {
     if (!(bar > 0.0f)) return 0.0f;
-    float least = exp_f32(log_f32(bar) / beta.exponent()) * 0.9999f;
+    float least = exp_f32(log_f32(bar) / beta.exponent()) * kRoom;
     while (least > 0.0f && !(beta.of(least) < bar)) least *= 0.5f;
-    return least * 0.9999f;
+    return least * kRoom;
   }
 
   // What a point is to learn, from its score and the best score and overlap among its object's points.

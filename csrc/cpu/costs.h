@@ -1,29 +1,23 @@
 // What points cost an object, kLanes of them at a time: first the least that they may cost, for which the score of the
 // object's own class is enough; the sum over all classes, which takes long, is asked of those alone that may be chosen.
 //
-// Places and Scores know of a batch's points what prices are made of.
+// Places and Scores hold what costs are computed from.
 //
-// A Rule is SimOta or SoftLabel. Vector code is no template: each has its price() and sum_over_classes().
+// A Rule is SimOta or SoftLabel. Vector code is no template: each has its find_costs() and sum_over_classes().
 #pragma once
 
 #include "choose.h"
 
 namespace mgassign::cpu {
 
-// An object, and what every overlap with it takes.
-struct Bidder {
-  Box box;
-  float area;
-};
-
-struct Offers {
+struct CostLanes {
   // What is known of the points: predictions, places, raw scores for the object's class, raw objectness, and sums over
   // classes, 0 where they are not known yet.
   float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
   float x[kLanes], y[kLanes];
   double stride[kLanes];
   float raw[kLanes], objectness[kLanes], sum[kLanes];
-  // What price() finds: scores, overlaps, what overlap and place cost, and the least that all may cost.
+  // What find_costs() finds: scores, overlaps, what overlap and place cost, and the least that all may cost.
   float score[kLanes], overlap[kLanes], of_overlap[kLanes], of_place[kLanes], least[kLanes];
 
   // What one costs with its sum over classes: no less than the least.
@@ -33,8 +27,8 @@ struct Offers {
   }
 };
 
-void price(const SimOta& rule, const Bidder& object, bool has_objectness, Offers& offers);
-void price(const SoftLabel& rule, const Bidder& object, bool has_objectness, Offers& offers);
+void find_costs(const SimOta& rule, const Object& object, bool has_objectness, CostLanes& lanes);
+void find_costs(const SoftLabel& rule, const Object& object, bool has_objectness, CostLanes& lanes);
 
 // The sum over classes of what each costs as background.
 float sum_over_classes(const SimOta& rule, const float* raw, int64_t num_classes, bool has_objectness,
@@ -63,8 +57,8 @@ MGASSIGN_INLINE void score_lanes(const Rule& rule, const float* raw, const float
 }
 
 template <typename Rule>
-MGASSIGN_INLINE void price_lanes(const Rule& rule, const Bidder& object, bool has_objectness, Offers& of) {
-  Offers found;  // its arrays are nobody else's, which compilers cannot know of those of `of`
+MGASSIGN_INLINE void cost_lanes(const Rule& rule, const Object& object, bool has_objectness, CostLanes& of) {
+  CostLanes found;  // its arrays are nobody else's, which compilers cannot know of those of `of`
   if (has_objectness)
     score_lanes(rule, of.objectness, nullptr,
                 [&](int i, float score) MGASSIGN_INLINE_LAMBDA { found.objectness[i] = score; });
