@@ -154,9 +154,10 @@ def test_frozen_and_trained_blocks_are_one_network(name):
 
 
 @has_weights
-def test_training_leaves_frozen_blocks_alone(data, tmp_path):
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_training_leaves_frozen_blocks_and_statistics_alone(data, tmp_path, norm):
     run = tmp_path / "run"
-    assert train.main([str(run), *TINY, "--train", f"{data}:train", "--tune-from", "5"]) == 0
+    assert train.main([str(run), *TINY, "--train", f"{data}:train", "--tune-from", "5", "--norm", norm]) == 0
     untrained = FCOS(3, "lite0", 64, 32, 1, pretrained=True, tune_from=5).state_dict()
     trained = torch.load(run / "last.pt")["model"]
     kept = {f"backbone.blocks.{i}." for i in range(5)}
@@ -165,6 +166,9 @@ def test_training_leaves_frozen_blocks_alone(data, tmp_path):
     assert {key.split(".")[2] for key in changed if key.startswith("backbone.blocks.")} == {
         str(i) for i in range(5, 16)
     }
+    statistics = {key for key in changed if key.startswith("backbone.blocks.") and "running" in key}
+    assert bool(statistics) == (norm == "batch")
+    assert {key for key in changed if key.startswith("backbone.norms.") and "running" in key}
 
 
 @has_weights

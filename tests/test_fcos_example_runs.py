@@ -58,6 +58,7 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
     [
         (["--size", "100"], "--size: expected a multiple of 32, got 100"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--backbone-lr", "0"], "--backbone-lr: expected more than 0, got 0.0"),
         (["--box-weight", "nan"], "--box-weight: expected more than 0, got nan"),
         (["--original-epochs", "-1"], "--original-epochs: expected at least 0, got -1"),
         (["--weight-decay", "nan"], "--weight-decay: expected at least 0, got nan"),
@@ -67,6 +68,7 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
         (["--tune-from", "3"], "--tune-from: needs --pretrained and --norm batch"),
         (["--tune-from", "3", "--pretrained", "--norm", "group"], "--tune-from: needs --pretrained and --norm batch"),
+        (["--norm", "frozen"], "--norm: frozen needs --pretrained"),
         (["--cache", "features"], "--cache features: needs frozen blocks (--tune-from) and --augment flip"),
     ],
 )

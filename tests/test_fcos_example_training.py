@@ -248,6 +248,24 @@ def test_how_a_step_is_taken(data, tmp_path, monkeypatch, amp, dtype):
     assert dtypes == {dtype}
 
 
+def test_the_backbone_may_have_a_share_of_the_rate(data, tmp_path, monkeypatch):
+    step, rates = Trainer.train_step, []
+
+    def watched(self, *arguments):
+        result = step(self, *arguments)
+        rates.append({id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]})
+        blocks = {id(p) for p in self.model.backbone.blocks.parameters()}
+        for parameter in self.model.parameters():
+            share = 0.25 if id(parameter) in blocks else 1.0
+            assert rates[-1].pop(id(parameter)) == pytest.approx(share * learning_rate(len(rates) - 1, 4, 0.002))
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    more = options(data, "--lr", "0.002", "--backbone-lr", "0.25")
+    assert train.main([str(tmp_path / "run"), *more]) == 0
+    assert rates == [{}] * 4
+
+
 def test_the_original_strategy_may_come_first(data, tmp_path):
     for name, more in {"original": [], "mutual": [], "both": ["--original-epochs", "1"]}.items():
         assigner = "original" if name == "original" else "mutual"

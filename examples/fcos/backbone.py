@@ -39,7 +39,8 @@ class Backbone(nn.Module):
 
     Args:
         name: Of ``BACKBONES``.
-        norm: ``"batch"``, or ``"group"`` to make normalisation independent of the batch.
+        norm: ``"batch"``; ``"frozen"``: batch norm by the statistics it was pretrained with, in training too; or ``"group"``,
+            in which no batch has a say.
         pretrained: Whether to start from ImageNet weights: torchvision's, which are downloaded, or an installed package's.
         tune_from: The first block that is trained. Those before it stay as they are, batch norms included.
 
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
         if not 0 <= tune_from <= len(self.blocks):
             raise UserError(f"--tune-from: {name} has blocks 0 to {len(self.blocks) - 1}, got {tune_from}")
         self.taps, self.tune_from = source.taps, tune_from
+        self.num_settled = len(self.blocks) if norm == "frozen" else tune_from
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) if source.linear else nn.Identity() for n in source.taps.values())
         if norm == "group":
             to_group_norm(self)
@@ -67,7 +69,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        for block in self.blocks[: self.tune_from]:
+        for block in self.blocks[: self.num_settled]:  # their batch norms stay as they are
             block.eval()
         return self
 

@@ -65,7 +65,8 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--tune-from", type=int, default=0, metavar="N", help="the backbone's first block that is trained; "
                        "those before it are frozen, batch norms included. lite0 has 16 blocks, strides 16 and 32 from 5 "
                        "and 11 on; resnet18 8, from 4 and 6 on; vgg16 5, stride 16 from 4 on")  # fmt: skip
-    group.add_argument("--norm", choices=["batch", "group"], default="batch", help="the backbone's normalisation")
+    group.add_argument("--norm", choices=["batch", "frozen", "group"], default="batch", help="the backbone's normalisation; "
+                       "frozen: batch norm by the statistics that --pretrained comes with")  # fmt: skip
     group.add_argument("--size", type=positive, default=320, help="height and width of the input; a multiple of 32")
     group.add_argument("--width", type=positive, default=256, help="channels of pyramid and head; a multiple of 32")
     group.add_argument("--head-convs", type=positive, default=4, metavar="N", help="convolutions in each branch")
@@ -75,6 +76,8 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--batch", type=positive, default=16, help="images of a step, of all processes together")
     group.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate, after warm-up and before the "
                        "cosine to 0")  # fmt: skip
+    group.add_argument("--backbone-lr", type=float, default=1.0, metavar="SHARE", help="of --lr, for the backbone's blocks: "
+                       "less than 1 leaves more of what they were pretrained to")  # fmt: skip
     group.add_argument("--weight-decay", type=float, default=0.05, help="AdamW's; not for biases and norms")
     group.add_argument("--seed", type=seed, default=0, help="first weights, order and changes of images")
     group.add_argument("--amp", choices=["none", "bf16"], default="none", help="bf16: mixed precision")
@@ -89,16 +92,18 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     for name in ("size", "width"):
         if getattr(args, name) % 32:
             parser.error(f"argument --{name}: expected a multiple of 32, got {getattr(args, name)}")
-    for name in ("lr", "box_weight"):
+    for name in ("lr", "backbone_lr", "box_weight"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
     for name in ("workers", "min_points", "original_epochs", "tune_from", "weight_decay"):
         if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")
-    if args.tune_from and not (args.pretrained and args.norm == "batch"):
+    if args.tune_from and (not args.pretrained or args.norm == "group"):
         parser.error(
-            "argument --tune-from: needs --pretrained and --norm batch, else what is frozen has learned nothing"
+            "argument --tune-from: needs --pretrained and --norm batch or frozen, else what is frozen has learned nothing"
         )
+    if args.norm == "frozen" and not args.pretrained:
+        parser.error("argument --norm: frozen needs --pretrained, whose statistics they are")
     if args.cache == "features" and not (args.tune_from and args.augment == "flip"):
         parser.error("argument --cache features: needs frozen blocks (--tune-from) and --augment flip")
     return args

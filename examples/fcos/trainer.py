@@ -29,6 +29,20 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / warm_up, (1 + math.cos(math.pi * step / steps)) / 2)
 
 
+def parameter_groups(model: FCOS, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is trained: no decay of biases and norms, and a share of the learning rate for the backbone's blocks."""
+    blocks = set(model.backbone.blocks.parameters())
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            share = args.backbone_lr if parameter in blocks else 1.0
+            groups.setdefault((share, parameter.dim() > 1), []).append(parameter)
+    return [
+        {"params": parameters, "share": share, "weight_decay": args.weight_decay if decays else 0.0}
+        for (share, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
 class Trainer:
     """A model in training: what a step changes.
 
@@ -57,16 +71,11 @@ class Trainer:
         if world.size > 1:
             if world.device.type == "cuda":
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-            elif args.norm == "batch" and world.rank == 0:
+            elif args.norm != "group" and world.rank == 0:
                 print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
             network = DistributedDataParallel(self.model)
         self.network: Callable[..., Any] = torch.compile(network) if args.compile else network
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.dim() > 1]},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args), args.lr)
         self.criterion = Criterion(
             self.model.grid, args.assigner, args.quality, min_points=args.min_points, level_gate=args.level_gate
         )
@@ -97,7 +106,7 @@ class Trainer:
         inputs = self.inputs_of(batch, cached)
         boxes, labels = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.labels))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, args.lr)
+            group["lr"] = learning_rate(self.step, self.steps, args.lr * group.get("share", 1.0))
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
             predictions = self.network(inputs)
         begins = self.step * args.epochs < self.steps * args.original_epochs
