@@ -70,13 +70,14 @@ def pack_scene(
     gt_boxes: Objects,
     gt_labels: Objects,
     like: Tensor | None = None,
-    points: str = "points of the grid",
+    told_by: str = "images of gt_boxes, points of the grid",
 ) -> tuple[Packed, Packed]:
-    """Boxes and labels of the images that there are predictions for; ``name`` is what the class scores are called."""
+    """Boxes and labels of the images that there are predictions for; ``name`` is what the class scores are called, ``told_by``
+    where B and P come from.
+    """
     _checks.tensor("pred_boxes", pred_boxes, like=like)
     _checks.tensor(name, pred_scores, like=pred_boxes)
     boxes, labels = pack_objects(gt_boxes, gt_labels, like=pred_boxes)
-    told_by = f"images of gt_boxes, {points}"
     _checks.shape("pred_boxes", pred_boxes, (boxes.num_images, num_points, 4), told_by)
     _checks.shape(name, pred_scores, (boxes.num_images, num_points, "C"), told_by)
     return boxes, labels

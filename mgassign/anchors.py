@@ -179,7 +179,14 @@ def anchor_mutual_guidance_assign(
     _checks.tensor("anchors", anchors)
     _checks.shape("anchors", anchors, ("A", 4))
     boxes, labels = pack_scene(
-        anchors.shape[0], pred_boxes, "pred_logits", pred_logits, gt_boxes, gt_labels, like=anchors, points="anchors"
+        anchors.shape[0],
+        pred_boxes,
+        "pred_logits",
+        pred_logits,
+        gt_boxes,
+        gt_labels,
+        like=anchors,
+        told_by="images of gt_boxes, anchors",
     )
     _checks.number("sigma", sigma, above=1)
     _checks.number("high", high, above=0, at_most=1)

@@ -343,8 +343,8 @@ def test_errors(changed, message):
 @pytest.mark.parametrize(
     ("place", "value", "settings", "message"),
     [
-        (1, torch.zeros(1, 4, 4), {}, r"pred_boxes: expected shape \[1, 5, 4\]"),
-        (2, torch.zeros(1, 4, 2), {}, r"pred_logits: expected shape \[1, 5, C\]"),
+        (1, torch.zeros(1, 4, 4), {}, r"pred_boxes: expected shape \[1, 5, 4\] \(images of gt_boxes, anchors\), got"),
+        (2, torch.zeros(1, 4, 2), {}, r"pred_logits: expected shape \[1, 5, C\] \(images of gt_boxes, anchors\), got"),
         (4, [torch.tensor([0, 1, 2])], {}, r"gt_labels: expected a label in \[0, 2\).* for object 2 of image 0, got 2"),
         (0, None, {}, "anchors: expected a tensor"),
         (1, torch.zeros(1, 5, 4), {"sigma": 1.0}, "sigma: expected a finite number above 1"),
