@@ -91,16 +91,12 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
     selectors[slot].select(batch.box(n), of_object);
   });
 
-  std::vector<Chosen> chosen(num_images);
-  for (int64_t image = 0; image < num_images; ++image) chosen[image].reserve(batch.size(image) * most_taken);
-  for_each_unit(num_images, threads_for(num_images, num_images * num_points), [&](int64_t image, int64_t) {
-    int64_t* const owners = owner.mutable_data_ptr<int64_t>() + image * num_points;
+  const auto held = [&](int64_t image) {
     float* const overlaps = iou.mutable_data_ptr<float>() + image * num_points;
-    std::fill_n(owners, num_points, kBackground);
-    std::fill_n(overlaps, num_points, 0.0f);
-    settle(taken, batch.first(image), batch.size(image), {owners, overlaps, overlaps}, chosen[image]);
-    ignore_points_in_regions(grid, batch, image, owners);
-  });
+    return Holdings{owner.mutable_data_ptr<int64_t>() + image * num_points, overlaps, overlaps};
+  };
+  hand_out(taken, batch, num_points, held);
+  for (int64_t image = 0; image < num_images; ++image) ignore_points_in_regions(grid, batch, image, held(image).owner);
   return {owner, iou};
 }
 

@@ -83,6 +83,7 @@ class ChoiceLists {
         choices_(new_values<Choice>(num_objects * capacity)),
         count_(new_values<int32_t>(num_objects)) {}
 
+  int64_t capacity() const { return capacity_; }
   void clear(int64_t object) { count_[object] = 0; }
   // The list of an object, which holds at most `most` choices, with scores above `floor`.
   BestPoints of(int64_t object, int64_t most, float floor) {
@@ -194,6 +195,24 @@ struct Chosen {
 // Hands out what objects [first, first + count) of a batch, an image's, have chosen. A contested point goes to the
 // highest claim; equal claims: to the lower object. Owners must be kBackground before.
 void settle(const ChoiceLists& lists, int64_t first, int64_t count, const Holdings& held, Chosen& chosen);
+
+// The same of a whole batch, image by image. held_of(image) tells where an image's points are held, by nobody at first;
+// their scores stay as they are.
+template <typename HeldOf>
+std::vector<Chosen> hand_out(const ChoiceLists& lists, const ObjectBatch& batch, int64_t num_points,
+                             const HeldOf& held_of) {
+  const int64_t num_images = batch.num_images();
+  std::vector<Chosen> chosen(num_images);
+  for (int64_t image = 0; image < num_images; ++image)
+    chosen[image].reserve(batch.size(image) * std::min(lists.capacity(), num_points));
+  for_each_unit(num_images, threads_for(num_images, num_images * num_points), [&](int64_t image, int64_t) {
+    const Holdings held = held_of(image);
+    std::fill_n(held.owner, num_points, kBackground);
+    std::fill_n(held.claim, num_points, 0.0f);
+    settle(lists, batch.first(image), batch.size(image), held, chosen[image]);
+  });
+  return chosen;
+}
 
 // Calls contest(image, begin, end, slot) with the contested points of all images, some at a time, spread over threads.
 template <typename Contest>

@@ -92,9 +92,7 @@ class DynamicKAssigner {
     }
   }
 
-  void settle(int64_t image, const Holdings& held, Chosen& chosen) const {
-    cpu::settle(choices_, batch_.first(image), batch_.size(image), held, chosen);
-  }
+  const ChoiceLists& choices() const { return choices_; }
 
   // Gives contested points to the objects that they cost least; equal costs: the lower index.
   void contest(int64_t image, const int32_t* points, const int32_t* end, const Holdings& held, Scratch& scratch) const {
@@ -256,8 +254,8 @@ struct OnCpu {
     Scores<Rule> scores(rule, FloatView<3>(given.pred_scores), given.objectness, num_images, num_points,
                         given.pred_scores.size(2));
     DynamicKAssigner<Rule> assigner(rule, grid, batch, predictions, pool.get(), scores, given.quota);
-    const int64_t handing = threads_for(num_images, work);
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
+    const int64_t by_image = threads_for(num_images, work);
+    for_each_unit(num_images, by_image, [&](int64_t image, int64_t) { scores.forget(image * num_points, num_points); });
 
     using Scratch = typename DynamicKAssigner<Rule>::Scratch;
     const int64_t choosing = threads_to_choose(batch, num_points);
@@ -270,18 +268,11 @@ struct OnCpu {
       const int64_t at = image * num_points;
       return Holdings{owner.mutable_data_ptr<int64_t>() + at, costs.get() + at, iou.mutable_data_ptr<float>() + at};
     };
-    std::vector<Chosen> chosen(num_images);
-    for (int64_t image = 0; image < num_images; ++image)
-      chosen[image].reserve(batch.size(image) * std::min(given.quota.most, num_points));
-    for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-      std::fill_n(held(image).owner, num_points, kBackground);
-      std::fill_n(held(image).claim, num_points, 0.0f);
-      assigner.settle(image, held(image), chosen[image]);
-    });
+    const std::vector<Chosen> chosen = hand_out(assigner.choices(), batch, num_points, held);
     for_each_contest(chosen, choosing, [&](int64_t image, const int32_t* begin, const int32_t* end, int64_t slot) {
       assigner.contest(image, begin, end, held(image), scratch[slot]);
     });
-    for_each_unit(num_images, handing,
+    for_each_unit(num_images, by_image,
                   [&](int64_t image, int64_t) { ignore_points_in_regions(grid, batch, image, held(image).owner); });
     return {owner, iou};
   }

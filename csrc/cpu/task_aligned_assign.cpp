@@ -123,9 +123,7 @@ class Assigner {
     choices_.keep_if(n, [&](const Choice& choice) { return rule_.holds(window, grid_.location_of(choice.point)); });
   }
 
-  void settle(int64_t image, const Holdings& held, Chosen& chosen) const {
-    cpu::settle(choices_, batch_.first(image), batch_.size(image), held, chosen);
-  }
+  const ChoiceLists& choices() const { return choices_; }
 
   // Gives contested points, those of a row one after the other, to the highest overlap of all objects in whose window
   // they lie; equal overlaps: the lower index.
@@ -179,7 +177,7 @@ class Assigner {
       held.owner[point] = kBackground;
       held.score[point] = held.claim[point] = 0.0f;
     }
-    cpu::settle(kept_, first, count, held, chosen);
+    settle(kept_, first, count, held, chosen);
   }
 
   // Turns scores into targets.
@@ -250,16 +248,10 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
     return Holdings{owner.mutable_data_ptr<int64_t>() + at, target.mutable_data_ptr<float>() + at,
                     iou.mutable_data_ptr<float>() + at};
   };
-  const int64_t handing = threads_for(num_images, work);
-  std::vector<Chosen> chosen(num_images);
-  for (int64_t image = 0; image < num_images; ++image)
-    chosen[image].reserve(batch.size(image) * std::min(max_points, num_points));
-  for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
-    const Holdings of_image = held(image);
-    std::fill_n(of_image.owner, num_points, kBackground);
-    std::fill_n(of_image.score, num_points, 0.0f);
-    std::fill_n(of_image.claim, num_points, 0.0f);
-    assigner.settle(image, of_image, chosen[image]);
+  const int64_t by_image = threads_for(num_images, work);
+  std::vector<Chosen> chosen = hand_out(assigner.choices(), batch, num_points, [&](int64_t image) {
+    std::fill_n(held(image).score, num_points, 0.0f);
+    return held(image);
   });
   if (!rule.contest_chosen) {
     auto contestants = scratch_for<Assigner::Contestants>(choosing, batch.largest_image());
@@ -267,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor> task_aligned_assign_cpu(
       assigner.contest(image, begin, end, held(image), contestants[slot]);
     });
   }
-  for_each_unit(num_images, handing, [&](int64_t image, int64_t) {
+  for_each_unit(num_images, by_image, [&](int64_t image, int64_t) {
     if (keep > 0) assigner.keep_best(image, held(image), chosen[image]);
     assigner.tell_targets(image, held(image), chosen[image]);
   });
