@@ -1,5 +1,5 @@
-// Every operator of mgassign, one schema each. The kernels stand in cpu/<op>.cpp and cuda/<op>.cu (of SimOTA and soft
-// labels: in dynamic_k).
+// Every operator of mgassign, one schema each. The kernels stand in cpu/<op>.cpp and cuda/<op>.cu (SimOTA's and soft
+// labels': cuda/dynamic_k.cu, and cpu/dynamic_k.h for both).
 //
 // A grid travels as lists, a level per entry: heights, widths, strides; two entries a level: spacings (dy, dx) and
 // offsets (oy, ox) of the points, in pixels, and ranges (lo, hi). The largest float32 stands for infinity.

@@ -208,7 +208,7 @@ class PointGrid:
             would be up to 8 pixels off. Differentiable.
 
         Raises:
-            TypeError, ValueError: if the dtype or shape is not as above.
+            TypeError, ValueError: if the dtype or shape is not as above; torchvision's boxes: the format.
         """
         self._check_per_point("ltrb", ltrb)
         points, ltrb = self.points(ltrb.device), ltrb.float()
@@ -225,7 +225,7 @@ class PointGrid:
             Divide by :meth:`point_strides` where the network predicts in units of the stride. Differentiable.
 
         Raises:
-            TypeError, ValueError: if the dtype or shape is not as above.
+            TypeError, ValueError: if the dtype or shape is not as above; torchvision's boxes: the format.
 
         >>> grid = PointGrid.for_image((8, 16), strides=(8,))
         >>> grid.encode(torch.tensor([[0.0, 0, 12, 8], [0, 0, 12, 8]]))

@@ -138,6 +138,14 @@ def test_diagnoses_over_the_epochs_that_were_kept(data, tmp_path, capsys):
         in capsys.readouterr().err
     )
 
+    # A run of before there was a setting is one with its default.
+    first = load_checkpoint(folders[0] / "last.pt")
+    older = {name: value for name, value in first["config"].items() if name != "backbone_lr"}
+    write_tensors(folders[0] / "last.pt", first | {"config": older})
+    write_tensors(folders[1] / "last.pt", state | {"config": state["config"] | {"backbone_lr": 0.5}})
+    assert command(diagnose.main, [*map(str, folders), "--data", f"{data}:test"]) == 2
+    assert f"backbone_lr was 0.5 there, 1.0 in {folders[0]}" in capsys.readouterr().err
+
     write_tensors(folders[1] / "last.pt", load_checkpoint(folders[0] / "last.pt"))
     assert command(diagnose.main, [*map(str, folders), "--data", f"{data}:test"]) == 2
     assert f"expected one run of each --assigner and --seed, got {folders[0]} of the same" in capsys.readouterr().err

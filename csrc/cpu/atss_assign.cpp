@@ -1,8 +1,8 @@
 // Adaptive training sample selection: each object takes those of its candidates that overlap it more than most, a point
 // that several take goes to the highest overlap. Predictions have no say.
 //
-// Two passes, each spread over the threads: objects look at their candidates, which are enumerated on the grid; what
-// was taken is handed out image by image.
+// Passes, each spread over the threads: objects look at their candidates, which are enumerated on the grid; what was
+// taken is handed out image by image; points in regions.
 #include <torch/csrc/stable/library.h>
 
 #include "choose.h"
@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor> atss_assign_cpu(const Tensor& gt_boxes, std::optional
     return Holdings{owner.mutable_data_ptr<int64_t>() + image * num_points, overlaps, overlaps};
   };
   hand_out(taken, batch, num_points, held);
-  for (int64_t image = 0; image < num_images; ++image) ignore_points_in_regions(grid, batch, image, held(image).owner);
+  for_each_unit(num_images, threads_for(num_images, num_images * num_points),
+                [&](int64_t image, int64_t) { ignore_points_in_regions(grid, batch, image, held(image).owner); });
   return {owner, iou};
 }
 

@@ -196,8 +196,8 @@ struct Chosen {
 // highest claim; equal claims: to the lower object. Owners must be kBackground before.
 void settle(const ChoiceLists& lists, int64_t first, int64_t count, const Holdings& held, Chosen& chosen);
 
-// The same of a whole batch, image by image. held_of(image) tells where an image's points are held, by nobody at first;
-// their scores stay as they are.
+// The same of a whole batch, image by image. held_of(image) tells where an image's points are held: their owners and
+// claims are cleared here. Scores are not; an assigner may have one array for both.
 template <typename HeldOf>
 std::vector<Chosen> hand_out(const ChoiceLists& lists, const ObjectBatch& batch, int64_t num_points,
                              const HeldOf& held_of) {

@@ -191,7 +191,7 @@ class DynamicKAssigner {
       lanes.sum[i] = std::max(0.0f, of.scores_.known_sum(image, point));
     }
 
-    // What the dearest point costs that an object has to choose, which may choose those of its best overlaps.
+    // What an object's dearest choice costs at most: as if it chose among the points of its best overlaps alone.
     float limit(int32_t num_overlaps, BestPoints best) {
       int32_t points[kMostChosen];
       for (int32_t i = 0; i < num_overlaps; ++i) points[i] = scratch.best_overlaps[i].point;

@@ -71,7 +71,8 @@ MGASSIGN_HD Overlap overlap_of(const Box& a, float area_a, const Box& b, float a
   return {intersection, (area_a + area_b) - intersection};
 }
 
-// Of a bound worked out in other steps than what it bounds: room for roundings; more, where powers or areas are in it.
+// Of a bound worked out in other steps than what it bounds: room for roundings; more where powers or areas are in it
+// and nothing asks again.
 constexpr float kRoom = 0.9999f, kWideRoom = 0.999f;
 
 // Of an overlap that bounds others, or areas: where overlaps are subnormal, roundings are as large as they are, and

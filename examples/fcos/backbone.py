@@ -39,7 +39,7 @@ class Backbone(nn.Module):
 
     Args:
         name: Of ``BACKBONES``.
-        norm: ``"batch"``; ``"frozen"``: batch norm by the statistics it was pretrained with, in training too; or ``"group"``,
+        norm: ``"batch"``; ``"frozen"``: the blocks' by the statistics they were pretrained with, in training too; or ``"group"``,
             in which no batch has a say.
         pretrained: Whether to start from ImageNet weights: torchvision's, which are downloaded, or an installed package's.
         tune_from: The first block that is trained. Those before it stay as they are, batch norms included.
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        for block in self.blocks[: self.num_settled]:  # their batch norms stay as they are
+        for block in self.blocks[: self.num_settled]:  # their batch norms keep their statistics
             block.eval()
         return self
 

@@ -29,7 +29,7 @@ from evaluate import READINGS, load_model, readings_of
 from losses import paired_iou
 from mgassign import fcos_assign, mutual_guidance_assign, take
 from model import FCOS
-from options import FREE_SETTINGS
+from options import config_of, parse
 from runs import (
     HelpFormatter,
     RunFolder,
@@ -142,10 +142,11 @@ def check_alike(runs: Sequence[Path]) -> None:
     seen: dict[tuple[str, int], Path] = {}
     alike: dict[str, Any] = {}
     for run in runs:
-        config = dict(load_checkpoint(RunFolder(run).last)["config"])
+        # A setting that there was not yet when a run was begun was as it is by default.
+        config = config_of(parse([str(run)])) | load_checkpoint(RunFolder(run).last)["config"]
         which = config.pop("assigner"), config.pop("seed")
         for name, value in config.items():
-            if name not in FREE_SETTINGS and by_name(alike.setdefault(name, value)) != by_name(value):
+            if by_name(alike.setdefault(name, value)) != by_name(value):
                 told = f"{name} was {value!r} there, {alike[name]!r} in {runs[0]}"
                 raise UserError(f"{run}: expected runs that differ in --assigner and --seed, but {told}")
         if seen.setdefault(which, run) != run:

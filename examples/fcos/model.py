@@ -41,8 +41,7 @@ class FCOS(nn.Module):
         size: Height and width of the input in pixels, a multiple of 32.
         width: Channels of the pyramid and the head, a multiple of 32.
         head_convs: Convolutions before the last one, in each branch of the head.
-        norm: ``"batch"``, or ``"group"`` to make the backbone's normalisation independent of the batch.
-        pretrained, tune_from: As in :class:`Backbone`.
+        norm, pretrained, tune_from: As in :class:`Backbone`.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
                        "those before it are frozen, batch norms included. lite0 has 16 blocks, strides 16 and 32 from 5 "
                        "and 11 on; resnet18 8, from 4 and 6 on; vgg16 5, stride 16 from 4 on")  # fmt: skip
     group.add_argument("--norm", choices=["batch", "frozen", "group"], default="batch", help="the backbone's normalisation; "
-                       "frozen: batch norm by the statistics that --pretrained comes with")  # fmt: skip
+                       "frozen: the blocks' batch norms by the statistics that --pretrained comes with")  # fmt: skip
     group.add_argument("--size", type=positive, default=320, help="height and width of the input; a multiple of 32")
     group.add_argument("--width", type=positive, default=256, help="channels of pyramid and head; a multiple of 32")
     group.add_argument("--head-convs", type=positive, default=4, metavar="N", help="convolutions in each branch")
@@ -77,7 +77,7 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     group.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate, after warm-up and before the "
                        "cosine to 0")  # fmt: skip
     group.add_argument("--backbone-lr", type=float, default=1.0, metavar="SHARE", help="of --lr, for the backbone's blocks: "
-                       "less than 1 leaves more of what they were pretrained to")  # fmt: skip
+                       "less than 1 leaves more of what pretraining taught them")  # fmt: skip
     group.add_argument("--weight-decay", type=float, default=0.05, help="AdamW's; not for biases and norms")
     group.add_argument("--seed", type=seed, default=0, help="first weights, order and changes of images")
     group.add_argument("--amp", choices=["none", "bf16"], default="none", help="bf16: mixed precision")

@@ -71,7 +71,7 @@ class Trainer:
         if world.size > 1:
             if world.device.type == "cuda":
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-            elif args.norm != "group" and world.rank == 0:
+            elif any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.model.modules()) and world.rank == 0:
                 print("Batch statistics are each process's own on CPU; --norm group does without them", file=sys.stderr)
             network = DistributedDataParallel(self.model)
         self.network: Callable[..., Any] = torch.compile(network) if args.compile else network
