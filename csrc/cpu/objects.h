@@ -136,7 +136,7 @@ class ObjectBatch {
   ObjectArrays objects_;
 };
 
-// Of classes nobody knows how many there are.
+// For check_labels(): every number of at least 0 is a class.
 constexpr int64_t kAnyClass = std::numeric_limits<int64_t>::max();
 
 // Whether there are neither points nor objects, however many images: then there is no time for an offset of each.

@@ -233,12 +233,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_mutual_guidance_assign
     queue.launch(anchor_count_kernel, dim3(point_blocks, images), kAnchorThreads, guidance);
   });
   Selection chosen{num_images, num_points, quota};
-  int64_t* const outputs[] = {guidance.cls, guidance.loc};
-  for (int task = 0; task < 2; ++task) {
-    chosen.standing[task] = guidance.standing[task];
-    chosen.chosen[task] = outputs[task];
-    chosen.segments[task] = segments + task * all_points;
-  }
+  chosen.set_task(0, guidance.standing[kByBox], guidance.cls, segments);
+  chosen.set_task(1, guidance.standing[kByClass], guidance.loc, segments + all_points);
   chosen.k = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
   chosen.original = guidance.num_original;
   Selection ignored = chosen;

@@ -285,13 +285,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mutual_guidance_assign_cuda(
                    kThreads, competition);
   });
   Selection selection{num_images, num_points, quota};
-  const Standing standings[] = {competition.by_box, competition.by_class};
-  int64_t* const chosen[] = {competition.cls, competition.loc};
-  for (int task = 0; task < 2; ++task) {
-    selection.standing[task] = standings[task];
-    selection.chosen[task] = chosen[task];
-    selection.segments[task] = segments + task * all_points;
-  }
+  selection.set_task(0, competition.by_box, competition.cls, segments);
+  selection.set_task(1, competition.by_class, competition.loc, segments + all_points);
   selection.filled = filled;
   selection.k = wanted ? wanted->const_data_ptr<int64_t>() : nullptr;
   selection.original = num_original;

@@ -323,6 +323,11 @@ struct Selection {
   const float* gt_boxes = nullptr;    // [N], and
   const int64_t* gt_labels = nullptr;
   int64_t* allowed = nullptr;  // [N]: how many points each object may have, told here; or all three null
+  void set_task(int task, const Standing& of_points, int64_t* told, int32_t* room) {
+    standing[task] = of_points;
+    chosen[task] = told;
+    segments[task] = room;
+  }
   // What launch_selection() adds.
   int objects_per_block = 0;
   ObjectRows objects = {};

@@ -63,9 +63,7 @@ Tensor topk_per_object_cuda(const Tensor& scores, const Tensor& k, const Tensor&
       FloatView<2>(scores), areas.const_data_ptr<float>(), num_points, num_objects, chosen, standing};
   queue.launch(topk_compete_kernel, dim3(blocks_for(num_points, kWarps)), kThreads, competition);
   Selection selection{1, num_points, Quota(0, num_points)};
-  selection.standing[0] = standing;
-  selection.chosen[0] = chosen;
-  selection.segments[0] = segments;
+  selection.set_task(0, standing, chosen, segments);
   selection.filled = filled;
   selection.k = k.const_data_ptr<int64_t>();
   launch_selection(queue, selection, ObjectBatch(num_objects), 1);
