@@ -13,9 +13,10 @@ what compiling costs is not counted, it happens in the calls before the timed on
 Extra memory is what a call needs at its peak beyond its inputs and outputs: the growth of the process's peak resident
 memory (VmHWM, reset before the call) less the bytes of the outputs. Before it, a call on a small batch loads code and
 starts threads, and malloc_trim gives free heap pages back to the system: pages left over from making the inputs would
-otherwise be reused unseen. Pages of files, such as loaded code, do not count; where the system takes some back during the
-call, which hides as much growth, the call is measured again. Accurate to about 0.1 MiB for small amounts, to 1 % for
-large ones, less so where huge pages are on for everything. Linux with glibc only, elsewhere '-'.
+otherwise be reused unseen. Pages of files, such as loaded code, do not count. Where such pages came or went during the
+call, or memory of before was freed, which all can hide as much growth, the call is measured again and the most counts.
+Accurate to about 0.1 MiB for small amounts, to 1 % for large ones, less so where huge pages are on for everything. Linux
+with glibc only, elsewhere '-'.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ OPERATORS = {  # and which inputs they take, after the grid
 REFERENCES = ("eager", "compiled")
 WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
 MOST_PAIRS_CHECKED = 50_000_000  # of a point and an object: what the reference does in some seconds
-MEMORY_CALLS = 5  # at most, for a system that takes pages back
+MEMORY_CALLS = 5  # at most, where pages come and go
 ROUNDING_SHARE = 0.001  # of the positives: scores that differ by rounding may swap places
 
 
@@ -121,17 +122,18 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
         return 1024 * sum(map(int, found))
 
     extra = 0
+    gc.collect()
     for _ in range(MEMORY_CALLS):
         try:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         except (OSError, AttributeError, TypeError):  # not Linux, not glibc, or not permitted
             return None
-        before, of_files = resident("VmHWM"), resident("RssFile", "RssShmem")
+        peak, of_files, own = resident("VmHWM"), resident("RssFile", "RssShmem"), resident("RssAnon")
         results = sum(output.nbytes for output in call())
-        growth, of_files = resident("VmHWM") - before, resident("RssFile", "RssShmem") - of_files
-        extra = max(extra, growth - max(0, of_files) - results)
-        if of_files >= 0:
+        growth, came = resident("VmHWM") - peak, resident("RssFile", "RssShmem") - of_files
+        extra = max(extra, growth - max(0, came) - results)
+        if came == 0 and resident("RssAnon") >= own:
             break
     return extra
 

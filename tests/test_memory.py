@@ -61,13 +61,17 @@ def test_no_matrix_of_points_and_objects_is_made(few_and_many, name):
     assert peak_extra_bytes(many[name]) < PAIRS / 8  # not even a bit for each
 
 
+def need(pages: mmap.mmap) -> None:
+    assert not any(pages[:: mmap.PAGESIZE])
+
+
 @pytest.fixture
 def pages(tmp_path: Path):
     """A file in memory, every page of it."""
     path = tmp_path / "pages"
     path.write_bytes(bytes(PAIRS))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        assert not any(pages[:: mmap.PAGESIZE])
+        need(pages)
         yield pages
 
 
@@ -79,9 +83,29 @@ def test_a_matrix_is_seen_while_the_system_takes_pages_back(pages):
     check_seen(peak_extra_bytes(lose_pages_once))
 
 
+def test_a_matrix_is_seen_before_pages_come(pages):
+    def need_pages_after() -> list[torch.Tensor]:
+        results = matrix()
+        need(pages)
+        return results
+
+    pages.madvise(mmap.MADV_DONTNEED)
+    check_seen(peak_extra_bytes(need_pages_after))
+
+
+def test_a_matrix_is_seen_while_memory_of_before_is_freed():
+    kept = [torch.ones(PAIRS, dtype=torch.uint8)]
+
+    def free_once() -> list[torch.Tensor]:
+        kept.clear()
+        return matrix()
+
+    check_seen(peak_extra_bytes(free_once))
+
+
 def test_pages_that_come_back_do_not_count(pages):
     def need_pages() -> list[torch.Tensor]:
-        assert not any(pages[:: mmap.PAGESIZE])
+        need(pages)
         return []
 
     pages.madvise(mmap.MADV_DONTNEED)
