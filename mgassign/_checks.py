@@ -26,8 +26,11 @@ def tensor(
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        expected = "a floating-point" if torch.float32 in dtypes else "an integer" if len(dtypes) > 1 else "an int64"
-        raise TypeError(f"{name}: expected {expected} tensor, got {value.dtype}")
+        floating, one = torch.float32 in dtypes, len(dtypes) == 1
+        expected = "a floating-point tensor" if floating else "an int64 tensor" if one else "an integer tensor"
+        if value.dtype.is_floating_point == floating and not (one or value.dtype.is_complex):  # such as float8
+            expected = f"a tensor of {', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}"
+        raise TypeError(f"{name}: expected {expected}, got {value.dtype}")
     if not (jagged and value.layout is torch.jagged):
         dense(name, value)
     if like is not None and value.device != like.device:

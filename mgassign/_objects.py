@@ -114,8 +114,10 @@ def pack_quota(
     if isinstance(num_points, (int, torch.SymInt)) and not isinstance(num_points, bool):
         _checks.count("num_points", num_points, at_most=limit)
         return None, max(min_points, num_points), max(min_points, num_points)
-    if not isinstance(num_points, (Tensor, list, tuple)):
-        raise TypeError(f"num_points: expected an int, a list of tensors or a tensor, got {type(num_points).__name__}")
+    scalar = isinstance(num_points, Tensor) and not num_points.dim()
+    if scalar or not isinstance(num_points, (Tensor, list, tuple)):
+        got = "one of no dimension" if scalar else type(num_points).__name__
+        raise TypeError(f"num_points: expected an int, a list of tensors or a tensor, got {got}")
     return pack_counts("num_points", num_points, boxes), min_points, max(min_points, max_points)
 
 

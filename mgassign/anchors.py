@@ -22,7 +22,7 @@ class AnchorAssignment(NamedTuple):
     owner: Tensor
     """int64 [B, A]: the object, by its index within its image; -1: background, -2: to be ignored."""
     iou: Tensor
-    """float32 [B, A]: the anchor's highest overlap with any object of its image, whoever it belongs to."""
+    """float32 [B, A]: the anchor's highest overlap with any object of its image but regions, whoever it belongs to."""
 
 
 @lists_run_eagerly
@@ -157,7 +157,7 @@ def anchor_mutual_guidance_assign(
         low: The overlap below which it is background, above 0, at most ``high``.
         min_points: Raises N_g to at least this for every valid object. N_g never exceeds A.
         num_points: What takes the place of the original strategy's N_g: a number for all objects, or integers of their
-            own in the objects' form or as a tensor [N]; of those, below 0 counts as 0.
+            own in the objects' form or as a tensor [N]; of those, below 0 counts as 0. ``min_points`` raises them, too.
         ignore_share: How much of its area a box must have inside a region to be ignored, above 0, at most 1.
         activation: ``"sigmoid"`` for logits, ``"none"`` when ``pred_logits`` holds probabilities already.
 

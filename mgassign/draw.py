@@ -123,6 +123,7 @@ def points(
     from matplotlib.patches import Wedge
 
     _checks.choice("color", color, ("field", "object", "level"))
+    _checks.number("size", size, above=0)
     centers, radii, levels = _dots(places)
     centers = centers * _scale(scale)
     radii = radii * (size * min(scale))
@@ -135,7 +136,7 @@ def points(
     if not drawn:
         return
     wedges, colors = [], []
-    chosen = torch.nonzero(torch.stack(drawn).any(0)).flatten()
+    chosen = torch.nonzero(torch.stack(drawn).any(0) & centers.isfinite().all(1)).flatten()
     # Large dots first: small ones stay visible on them.
     for j in chosen[radii[chosen].argsort(descending=True, stable=True)].tolist():
         slices = []
@@ -182,6 +183,10 @@ def boxes(
 
     _checks.tensor("gt_boxes", gt_boxes)
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
+    for name, several in (("names", names), ("colors", colors)):
+        _check_several(name, several)
+    if not colors:
+        raise ValueError("colors: expected at least one, got none")
     shadow = [patheffects.Stroke(linewidth=3, foreground="black", alpha=0.5), patheffects.Normal()]
     tag = {"facecolor": "#1c1f26", "edgecolor": "none", "alpha": 0.7, "pad": 1.5}
     corners = gt_boxes.detach().cpu().float() * _scale(scale).repeat(2)
@@ -233,8 +238,7 @@ def legend(axes: Axes, fields: Sequence[str], **settings: Any) -> None:
     """
     from matplotlib.lines import Line2D
 
-    if isinstance(fields, str):
-        raise TypeError(f"fields: expected a list of names, got {fields!r}")
+    _check_several("fields", fields)
     dots = [
         Line2D(
             [],
@@ -252,6 +256,12 @@ def legend(axes: Axes, fields: Sequence[str], **settings: Any) -> None:
     axes.legend(handles=dots, **{**place, **settings})
 
 
+def _check_several(name: str, values: Sequence[str] | None) -> None:
+    """A single string is a sequence, too, of its letters."""
+    if isinstance(values, str):
+        raise TypeError(f"{name}: expected a list, got {values!r}")
+
+
 def _owners(found: Any, fields: Sequence[str] | None) -> dict[str, Tensor]:
     """The owners by field, in the order asked for."""
     if isinstance(found, Tensor):
@@ -263,8 +273,7 @@ def _owners(found: Any, fields: Sequence[str] | None) -> dict[str, Tensor]:
         owners = dict(sorted(named, key=lambda item: list(COLORS).index(item[0])))
     else:
         raise TypeError(f"found: expected an assignment or a tensor, got {type(found).__name__}")
-    if isinstance(fields, str):
-        raise TypeError(f"fields: expected a list of names, got {fields!r}")
+    _check_several("fields", fields)
     if fields is not None:
         missing = [name for name in fields if name not in owners]
         if missing:
@@ -339,7 +348,9 @@ def _new_axes(image: Any, places: Places, scale: Any) -> Axes:
     else:
         _checks.tensor("places", places)
         _checks.shape("places", places, ("A", 4))
-        width, height = torch.cat([places[:, 2:].detach().cpu(), torch.ones(1, 2, device="cpu")]).amax(0).tolist()
+        corners = places[:, 2:].detach().cpu()
+        corners = corners[corners.isfinite().all(1)]
+        width, height = torch.cat([corners, torch.ones(1, 2, device="cpu")]).amax(0).tolist()
     if image is None:
         x, y = _scale(scale).tolist()
         height, width = height * y, width * x

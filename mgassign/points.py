@@ -264,7 +264,7 @@ def _number(name: str, value: Any, *, finite: bool = True) -> float:
     if isinstance(value, float) and torch.compiler.is_dynamo_compiling():
         value.hex()  # asks for its value, see _checks.number
     if value != value or (finite and not -_LARGEST <= value <= _LARGEST):
-        raise ValueError(f"{name}: expected a finite number, got {given!r}")
+        raise ValueError(f"{name}: expected a {'finite ' if finite else ''}number, got {given!r}")
     if not finite and not -_LARGEST <= value <= _LARGEST:
         return math.inf if value > 0 else -math.inf  # integers beyond any float, too
     if isinstance(value, int):

@@ -34,9 +34,9 @@ class TaskAligned:
         overlap: ``"ciou"``, the complete IoU held to [0, 1], or ``"iou"``.
         candidates: Which points an object may choose. ``"inside"``: those inside its window. ``"anywhere"``: all of
             them, but those chosen outside its window are lost.
-        margin: How far inside its window a point must lie at least, in pixels.
+        margin: A point must lie farther inside its window than this, in pixels; 0: strictly inside.
         least_side: The window is the object's box with sides raised to this, in pixels; 0: the box itself.
-        raise_below: Sides shorter than this are raised, in pixels; None: those below ``least_side``.
+        raise_below: Sides shorter than this are raised, in pixels, at most ``least_side``; None: as much.
         contest: Who gets a point that several objects chose: the highest overlap, ``"inside"`` of all objects in whose
             window it lies, or ``"chosen"`` of those that chose it. Equal overlaps: the lower index.
         epsilon: Added to the highest score where targets are divided by it.
@@ -83,6 +83,8 @@ class TaskAligned:
             _checks.number(name, getattr(self, name), at_least=0)
         if self.raise_below is not None:
             _checks.number("raise_below", self.raise_below, at_least=0)
+            if self.raise_below > self.least_side:
+                raise ValueError(f"raise_below: expected at most least_side, {self.least_side}, got {self.raise_below}")
         _as_python_floats(self)
 
 
@@ -106,7 +108,7 @@ class SimOTA:
 
     Attributes:
         best_overlaps: An object chooses as many points as this many of its highest overlaps add up to, at least 1.
-        center_radius: How far from an object's centre a point may lie and be central, along each axis, in strides.
+        center_radius: A central point lies nearer than this to an object's centre, along each axis, in strides.
         inside: Whether a point has to lie inside the object's box, too, to be central. Then all points inside a box or
             near a centre may be chosen, otherwise those near a centre alone.
         penalty: What a point costs more that is not central.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -180,7 +182,7 @@ def test_without_an_image_the_axes_hold_all_points_of_any_scale():
         (ValueError, "fields: expected some of 'owner', got 'cls'", {"fields": ["cls"]}),
         (ValueError, "index: expected one of 1 images, got 1", {"index": 1}),
         (TypeError, "index: expected an int, got NoneType", {"index": None}),
-        (TypeError, "fields: expected a list of names, got 'owner'", {"fields": "owner"}),
+        (TypeError, "fields: expected a list, got 'owner'", {"fields": "owner"}),
         (TypeError, r"scale: expected two numbers \(x, y\), got 2.0", {"scale": 2.0}),
         (ValueError, "scale, y: expected a finite number above 0, got 0.0", {"scale": (1.0, 0.0)}),
         (ValueError, "color: expected", {"color": "red"}),
@@ -190,6 +192,9 @@ def test_without_an_image_the_axes_hold_all_points_of_any_scale():
         (ValueError, r"image: expected an array \[H, W, 3\], got \[1, 3, 6, 9\]", {"image": np.zeros((1, 3, 6, 9))}),
         (TypeError, "image: expected a tensor, an array or a picture of PIL, got str", {"image": "x.png"}),
         (ValueError, "names: expected one for each of 1 boxes, got 2", {"names": ["a", "b"]}),
+        (TypeError, "names: expected a list, got 'a'", {"names": "a"}),
+        (ValueError, "size: expected a finite number above 0, got -1", {"size": -1}),
+        (TypeError, "size: expected a number, got str", {"size": "a"}),
         (ValueError, r"places: expected shape \[A, 4\]", {"places": torch.zeros(3, 2)}),
         (TypeError, "places: expected a tensor, got list", {"places": [[1.0] * 4]}),
         (ValueError, r"owners\['owner'\]: expected shape \[1\]", {"places": torch.ones(1, 4)}),
@@ -199,6 +204,27 @@ def test_errors(error, told, arguments):
     good = {"found": owner_of(), "places": GRID, "gt_boxes": torch.tensor([[8.0, 8, 40, 40]])}
     with pytest.raises(error, match=f"^{told}"):
         draw.assignment(**good | arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "colors"),
+    [
+        (TypeError, "colors: expected a list, got 'white'", "white"),
+        (ValueError, "colors: expected at least one, got none", ()),
+    ],
+)
+def test_errors_of_colors(error, told, colors):
+    with pytest.raises(error, match=f"^{told}"):
+        draw.boxes(draw.assignment(owner_of(), GRID), torch.zeros(1, 4), colors=colors)
+
+
+def test_anchors_that_are_not_finite():
+    anchors = torch.tensor([[float("nan")] * 4, [0.0, 0, float("inf"), 8], [0.0, 0, 40, 24]])
+    axes = draw.assignment(torch.zeros(1, 3, dtype=torch.int64), anchors)
+    assert len(dots(axes).get_paths()) == 1
+    assert axes.get_xlim() == (0, 40)
+    assert axes.get_ylim() == (24, 0)
+    axes.figure.savefig(io.BytesIO())
 
 
 def test_what_few_need_is_imported_by_the_first_call_alone():

@@ -65,6 +65,10 @@ ASSIGN_ERRORS = {
         {"pred_boxes": torch.zeros(2, 64, 4, dtype=torch.int64)}, TypeError,
         "pred_boxes: expected a floating-point tensor, got torch.int64",
     ),
+    "logits of eight bits": (
+        {"pred_logits": torch.zeros(2, 64, 3, dtype=torch.float8_e4m3fn)}, TypeError,
+        "pred_logits: expected a tensor of float32, float16, bfloat16, float64, got torch.float8_e4m3fn",
+    ),
     "complex logits": (
         {"pred_logits": torch.zeros(2, 64, 3, dtype=torch.complex64)}, TypeError,
         "pred_logits: expected a floating-point tensor, got torch.complex64",
@@ -184,8 +188,15 @@ ASSIGN_ERRORS = {
     "ignore_share NaN": ({"ignore_share": math.nan}, ValueError, "ignore_share: expected a finite number above 0, at most 1, got nan"),
     "ignore_share that rounds to 0": ({"ignore_share": 1e-60}, ValueError, "ignore_share: expected a number above 0, at most 1"),
     "negative num_points": ({"num_points": -1}, ValueError, "num_points: expected at least 0, less than 2^31, got -1"),
+    "num_points of bools": (
+        {"num_points": torch.ones(3, dtype=torch.bool)}, TypeError,
+        "num_points: expected a tensor of int64, int32, int16, int8, uint8, got torch.bool",
+    ),
     "num_points a float": ({"num_points": 1.5}, TypeError, "num_points: expected an int, a list of tensors or a tensor, got float"),
     "num_points a bool": ({"num_points": True}, TypeError, "num_points: expected an int, a list of tensors or a tensor, got bool"),
+    "num_points of no dimension": (
+        {"num_points": torch.tensor(2)}, TypeError, "num_points: expected an int, a list of tensors or a tensor, got one of no dimension",
+    ),
     "num_points of floats": ({"num_points": torch.ones(3)}, TypeError, "num_points: expected an integer tensor, got torch.float32"),
     "num_points too few": ({"num_points": torch.ones(2).long()}, ValueError, "num_points: expected shape [3], got [2]"),
     "num_points of another form": (

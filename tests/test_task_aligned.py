@@ -378,6 +378,8 @@ def test_errors(change, error, message):
         ({"contest": "first"}, ValueError, "contest: expected one of 'inside', 'chosen', got 'first'"),
         ({"least_side": -1.0}, ValueError, "least_side: expected a finite number of at least 0, got -1.0"),
         ({"raise_below": inf}, ValueError, "raise_below: expected a finite number of at least 0, got inf"),
+        ({"raise_below": 8.5, "least_side": 8.0}, ValueError, "raise_below: expected at most least_side, 8.0, got 8.5"),
+        ({"raise_below": 1.0}, ValueError, "raise_below: expected at most least_side, 0.0, got 1.0"),
     ],
     ids=str,
 )
