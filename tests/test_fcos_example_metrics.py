@@ -304,6 +304,14 @@ def test_results_are_the_same_experiments_wherever_its_images_lie(tmp_path):
             [a_model("mutual", s, 1.0, bootstrap={"AP": [1.0] * n}) for s, n in ((0, 3), (1, 2))],
             "bootstraps of different lengths: 2, 3",
         ),
+        (
+            [a_model("mutual", s, 1.0) | {"images": n} for s, n in ((0, 4), (1, 5))],
+            "models scored on different images: 4, 5",
+        ),
+        (
+            [a_model("mutual", s, 1.0) | {"images": 4, "image names": names} for s, names in enumerate("ba")],
+            "models scored on different image names: a, b",
+        ),
         ([a_model("mutual", 0, 1.0)] * 2, "lite0 mutual 0 is there 2 times"),
         ([{"backbone": "lite0", "arm": "mutual", "seed": 0}], "has none of the readings class x quality, class alone"),
     ],

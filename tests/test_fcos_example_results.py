@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     assert (out / "resnet18-mutual-0" / "last.pt").stat().st_mtime_ns == before
     assert "finished already" in capsys.readouterr().out
 
+    # It is scored once, unless it has become another.
+    last, scored = out / "resnet18-mutual-0" / "last.pt", out / "resnet18-mutual-0" / "test.json"
+    before = scored.stat().st_mtime_ns
+    once = compare.score_one(last.parent, [f"{data}:test"], "cpu", "authors")
+    assert scored.stat().st_mtime_ns == before
+    state = load_checkpoint(last)
+    write_tensors(last, state | {"step": 0})
+    again = compare.score_one(last.parent, [f"{data}:test"], "cpu", "authors")
+    assert again["checkpoint"] != once["checkpoint"]
+    assert json.loads(scored.read_text()) == again
+    write_tensors(last, state)
+
     checkpoints = [str(out / f"resnet18-{name}-0" / "last.pt") for name in ("original", "mutual")]
     assert evaluate.main([checkpoints[1], "--data", f"{data}:test", "--json", str(tmp_path / "s.json")]) == 0
     scores = json.loads((tmp_path / "s.json").read_text())
@@ -75,6 +88,22 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
     assert figures.main(["--original", checkpoints[0], "--mutual", checkpoints[1], *pictures]) == 0
     for name in ("figure1.png", "figure2.png"):
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_comparison_that_is_stopped_ends(tmp_path, monkeypatch, code):
+    """Also where the training was at its very end, and succeeds."""
+    child = tmp_path / "train.py"
+    child.write_text(f"""if True:
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+        os.kill(os.getppid(), signal.SIGTERM)
+        while True:
+            signal.pause()""")
+    monkeypatch.setattr(compare, "__file__", str(tmp_path / "compare.py"))
+    with pytest.raises(SystemExit) as left:
+        compare.train_one(tmp_path / "run", [])
+    assert left.value.code == (code or 128 + signal.SIGTERM)
 
 
 def test_scores_say_what_they_were_made_with_even_without_git(monkeypatch):

@@ -61,6 +61,7 @@ def test_mistakes_are_told_in_a_line(data, tmp_path, capsys, arguments, message)
         (["--backbone-lr", "0"], "--backbone-lr: expected more than 0, got 0.0"),
         (["--box-weight", "nan"], "--box-weight: expected more than 0, got nan"),
         (["--original-epochs", "-1"], "--original-epochs: expected at least 0, got -1"),
+        (["--min-points", "2147483648"], "--min-points: expected at most 2147483647, got 2147483648"),
         (["--weight-decay", "nan"], "--weight-decay: expected at least 0, got nan"),
         (["--seed", "-1"], "--seed: expected 0 to 99999999, got -1"),
         (["--seed", "100000000"], "--seed: expected 0 to 99999999, got 100000000"),
@@ -325,3 +326,15 @@ def test_a_set_without_objects_cannot_choose_the_best(data, tmp_path, capsys):
     assert f"{empty}:val: no image has an object to score a model by" in capsys.readouterr().err
     assert command(compare.main, [str(tmp_path / "x"), "--train", f"{data}:train", "--test", f"{empty}:val"]) == 2
     assert "no image has an object" in capsys.readouterr().err
+
+
+def test_a_class_that_is_not_trained_is_told_first(data, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    for path in (other / "Annotations").glob("test_*.xml"):
+        path.write_text(path.read_text().replace("ellipse", "star"))
+    for path in other.glob("*.txt"):
+        path.write_text(path.read_text().replace("ellipse", "star"))
+    assert command(compare.main, [str(tmp_path / "x"), "--train", f"{data}:train", "--test", f"{other}:test"]) == 2
+    assert "unknown class 'star'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

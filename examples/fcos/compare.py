@@ -10,6 +10,7 @@ to a file of results and writes table.md, as far as it has come, after every tra
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import signal
@@ -46,9 +47,17 @@ def train_one(run: Path, options: list[str]) -> None:
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("train.py")), str(run), "--resume", *options]
     )
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        code = process.wait()
+        # A training at its very end succeeds all the same.
+        code = process.wait() or (128 + signal.SIGTERM if stopped else 0)
     except KeyboardInterrupt:  # the training has had it too, and saves
         code = process.wait() or 130
     finally:
@@ -60,18 +69,25 @@ def train_one(run: Path, options: list[str]) -> None:
 def score_one(run: Path, test: Sequence[str], device: str, limits: str) -> dict[str, Any]:
     """The last checkpoint's scores on ``test`` by each reading, kept in the run's folder: a model reads it once."""
     kept = run / "test.json"
-    if kept.is_file():
-        with naming(kept, "not a file of scores, delete it"):
-            scores: dict[str, Any] = json.loads(kept.read_text())
-            if (scores["test"], scores["limits"]) == (list(test), limits):
-                return scores
     with join_world(device) as world:
         model, classes, config = load_model(run / "last.pt", world.device)
         records, _ = read_splits(test, classes)
+        scores: dict[str, Any] = {
+            "test": list(test),
+            "limits": limits,
+            "images": len(records),
+            "image names": _digest("\n".join(record.image.name for record in records).encode()),
+            "checkpoint": _digest((run / "last.pt").read_bytes()),
+        }
+        if kept.is_file():
+            with naming(kept, "not a file of scores, delete it"):
+                before: dict[str, Any] = json.loads(kept.read_text())
+                if scores.items() <= before.items():
+                    return before
         readings, amp = readings_of(config["quality"]), config["amp"] == "bf16"
         found = detect(model, records, 16, world.device, None, readings, LIMITS[limits], amp)
     truths = truths_of(records)
-    scores = {"test": list(test), "limits": limits, "images": len(records), **_versions()}
+    scores |= _versions()
     for reading in readings:
         matches = match(truths, found[reading], len(classes))
         of_voc = ap_of(matches)
@@ -89,8 +105,12 @@ def score_one(run: Path, test: Sequence[str], device: str, limits: str) -> dict[
     return scores
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _versions() -> dict[str, str]:
-    """When and with what: the commit is that of this file's checkout, marked where that has been changed."""
+    """When and with what a model is scored: the commit is that of this file's checkout, marked where that has been changed."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     commit = ""
     with suppress(OSError):  # no git
@@ -126,10 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
     if args.train is None:
         drawn = default_set()
         args.train, args.test = [f"{drawn}:train"], [f"{drawn}:test"]
+    args.arms = [
+        " ".join(re.split("[ =]+", arm.strip())) for arm in args.arms
+    ]  # in one way, by which they are compared
     for arm in args.arms:
-        if arm.split()[:1] == [] or arm.split()[0] not in ASSIGNERS:
+        if arm.split()[0] not in ASSIGNERS:
             parser.error(f"argument --arms: expected one to begin with {', '.join(ASSIGNERS)}, got {arm!r}")
-    check_scorable(read_splits(args.test)[0], args.test)
+    _, classes = read_splits(args.train)
+    check_scorable(read_splits(args.test, classes)[0], args.test)
     results = args.results or args.output / "results.json"
     setup = {"train": args.train, "test": args.test, "limits": args.limits, "options of train.py": passed_on}
     # Seed by seed, so that what there is when it is interrupted can be compared.

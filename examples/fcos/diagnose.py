@@ -4,7 +4,8 @@
 
 Of each run the last checkpoint, and those that train.py --keep-every kept. Of each object with at least three points, all
 that lie in it on its own level: Spearman's correlation of score and overlap, the overlap of the point that scores best
-beside the best at hand, and how many of the points that learn something are not FCOS's own. Means over objects, then seeds.
+beside the best at hand, and how many of the points that Mutual Guidance chooses by these predictions, whatever they learned
+from, are not FCOS's own. Means over objects, then seeds.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BEST = "best at hand"
 MEASURES = {
     "rank": "rank correlation of score and overlap",
     "overlap": "overlap of the point that scores best",
-    "other": "points that the original strategy does not choose",
+    "other": "points of Mutual Guidance that are not the original's",
 }
 OF_CLASS, OF_BOX = "for classification", "for localization"
 
@@ -62,7 +63,7 @@ def of_object(
     Args:
         overlap: [n], of the predictions of its points with it.
         scores: [n] for each reading.
-        chosen: bool [P] for each side, the points that learn it.
+        chosen: bool [P] for each side, the points that would learn it by Mutual Guidance.
         original: bool [P], those that would by the original strategy.
     """
     ranks = {reading: float(spearmanr(overlap, score).statistic) for reading, score in scores.items()}
@@ -121,7 +122,7 @@ def measure(
 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
-    """Those that were kept and the last one, with the epochs they have seen.
+    """Those that were kept and the last one, with the whole epochs they have seen.
 
     Raises:
         UserError: if there is none.
@@ -129,8 +130,9 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     folder = RunFolder(run)
     if not folder.last.is_file():
         raise UserError(f"{run}: no last.pt in it")
-    lines = folder.read_metrics()
-    return sorted({**dict(folder.kept()), (lines[-1]["epoch"] + 1 if lines else 0): folder.last}.items())
+    state = load_checkpoint(folder.last, "step", "steps")
+    last = state["step"] * state["config"]["epochs"] // state["steps"]
+    return sorted({last: folder.last, **dict(folder.kept())}.items())
 
 
 def check_alike(runs: Sequence[Path]) -> None:

@@ -12,7 +12,8 @@ from efficientnet import PACKAGE
 from losses import ASSIGNERS, QUALITIES
 from runs import HelpFormatter, positive, seed
 
-# What may change from a start to the next: it says how to compute, not what.
+LARGEST_COUNT = 2**31 - 1
+# What may change from a start to the next: it says how to compute, not what. (Features in a file are rounded to float16.)
 FREE_SETTINGS = (
     "run", "resume", "check_data", "cache", "workers", "device", "compile", "channels_last", "log_every", "keep_every",
     "eval_every",
@@ -95,6 +96,8 @@ def parse(arguments: list[str] | None, description: str | None = None) -> argpar
     for name in ("lr", "backbone_lr", "box_weight"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
+    if args.min_points > LARGEST_COUNT:
+        parser.error(f"argument --min-points: expected at most {LARGEST_COUNT}, got {args.min_points}")
     for name in ("workers", "min_points", "original_epochs", "tune_from", "weight_decay"):
         if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 0, got {getattr(args, name)}")

@@ -98,6 +98,10 @@ def _check_together(models: Models) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise ValueError(f"{' '.join(map(str, key))} is there {keys.count(key)} times")
+    for what in ("images", "image names"):  # of whose sets the intervals are drawn
+        seen = sorted({str(model[what]) for model in models if what in model})
+        if len(seen) > 1:
+            raise ValueError(f"models scored on different {what}: {', '.join(seen)}")
     bootstraps = [of.get("bootstrap", {}) for model in models for name, of in model.items() if name in READINGS]
     lengths = {len(drawn) for bootstrap in bootstraps for drawn in bootstrap.values()}
     if len(lengths) > 1:

@@ -122,7 +122,7 @@ class Trainer:
         self.step += 1
         means = self.world.sum(sums) / counts
         losses = {"loss": (self.weights * means).sum(), **dict(zip(LOSSES, means, strict=True))}
-        return losses | {"positives": counts[0], "box_positives": counts[2]}
+        return losses | {"positives": counts[0], "quality_positives": counts[2]}
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint, as :meth:`state` makes it."""
