@@ -32,9 +32,11 @@ release := build/release-tools/installed
 settings := .venv/settings
 library := mgassign/_C.abi3.so
 sources = setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/* csrc/math/* csrc/math/rules/*)
-cxx_files = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+cxx_files = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help demo train test test-ptx test-install test-detectors lint bench bench-peers bench-anchors math wheel sdist test-wheel test-versions test-compilers docs cuda-toolkit clean FORCE
+# Libraries, wheel and installation are built in the same folders. Ninja and pytest use all cores by themselves.
+.NOTPARALLEL:
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 16
@@ -79,11 +81,12 @@ test-ptx: $(library)  ## run the CUDA kernels without a GPU, every access within
 
 # The projects beside .venv, not in it: they bring other versions of what the project pins, and licences of their own.
 projects := build/projects/bin/python
-test-detectors: $(library) $(projects)  ## compare labels and run the heads of examples/detectors in the projects of benchmarks/peers
+projects_installed := build/projects/installed
+test-detectors: $(library) $(projects_installed)  ## compare labels and run the heads of examples/detectors in the projects of benchmarks/peers
 	@$(projects) -m pytest tests/test_detectors.py $(wildcard tests/test_*_peers.py) tests/test_conformance.py $(ARGS)
 
 pip_into_projects := .venv/bin/pip --python build/projects/bin/python install -qq
-$(projects): benchmarks/peers/requirements.txt | $(installed)
+$(projects_installed): benchmarks/peers/requirements.txt | $(installed)
 	@echo "Installing the projects into build/projects (some minutes)"
 	@rm -rf build/projects && .venv/bin/python -m venv --without-pip build/projects
 	@.venv/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$(build/projects/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
@@ -101,19 +104,20 @@ lint: $(installed)  ## check style, types and spelling, change nothing
 bench: $(library)  ## time the operators beside the plain PyTorch reference
 	@.venv/bin/python benchmarks/bench_assign.py $(ARGS)
 
-bench-peers: $(library) $(projects)  ## time them beside other packages
+bench-peers: $(library) $(projects_installed)  ## time them beside other packages
 	@$(projects) benchmarks/bench_assign.py --peers $(ARGS)
 
-bench-anchors: $(library) $(projects)  ## time anchors beside torchvision, MMDetection and the building blocks
+bench-anchors: $(library) $(projects_installed)  ## time anchors beside torchvision, MMDetection and the building blocks
 	@$(projects) benchmarks/bench_anchors.py $(ARGS)
 
 # The site's packages, beside those of .venv and not among them.
 site := build/docs/bin/python
-docs: $(library) $(site)  ## build the site into build/site, strictly, and test it: code, links, questions
+site_installed := build/docs/installed
+docs: $(library) $(site_installed)  ## build the site into build/site, strictly, and test it: code, links, questions
 	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
 	@MGASSIGN_SITE=1 $(site) -m pytest -q -p no:cacheprovider tests/test_docs.py $(ARGS)
 
-$(site): docs/requirements.txt constraints.txt | $(installed)
+$(site_installed): docs/requirements.txt constraints.txt | $(installed)
 	@rm -rf build/docs && .venv/bin/python -m venv --without-pip build/docs
 	@.venv/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(site) -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
 	@.venv/bin/pip --python $(site) install -qq -c $(CONSTRAINTS) -r $<
@@ -217,6 +221,6 @@ $(release): FORCE
 	  $(PYTHON) -m venv build/release-tools && \
 	  build/release-tools/bin/pip install -qq -c $(CONSTRAINTS) $(RELEASE_PACKAGES) && $(wanted_release) > $@; }
 
-chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_HOME $$CXX $$CXXFLAGS"
+chosen = echo "$$MGASSIGN_CUDA $$MGASSIGN_STRICT $$MGASSIGN_SANITIZE $$TORCH_CUDA_ARCH_LIST $$CUDA_VISIBLE_DEVICES $$CUDA_HOME $$CUDA_PATH $$CXX $$CXXFLAGS"
 $(settings): FORCE | $(installed)
 	@$(chosen) | cmp -s - $@ || $(chosen) > $@

@@ -108,12 +108,12 @@ def is_too_old(architecture: str) -> bool:
 def choose_architectures() -> str:
     """Says what to build for where torch would not know better; why there is nothing to build for, or ""."""
     oldest = "{}.{}".format(*OLDEST_ARCHITECTURE)
-    if wanted := os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";"):
-        new_enough = [arch for arch in wanted.split(";") if arch and not is_too_old(arch)]
-        if ";".join(new_enough) != wanted:
-            print(f"mgassign: of TORCH_CUDA_ARCH_LIST={wanted} what is older than {oldest} is passed over")
+    if wanted := [arch for arch in re.split("[; ]", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if arch]:
+        new_enough, told = [arch for arch in wanted if not is_too_old(arch)], f"TORCH_CUDA_ARCH_LIST={';'.join(wanted)}"
+        if new_enough != wanted:
+            print(f"mgassign: of {told} what is older than {oldest} is passed over")
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(new_enough)
-        return "" if new_enough else f"TORCH_CUDA_ARCH_LIST={wanted}, and the kernels need {oldest} or newer"
+        return "" if new_enough else f"{told}, and the kernels need {oldest} or newer"
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
         too_old = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"
@@ -181,6 +181,10 @@ class Build(build):
 
 class BuildLibraries(BuildExtension):
     """Leaves no library of an earlier build beside its own; what is to be installed is stripped."""
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        """The name that mgassign/_library.py looks for, also where a Python has another one for its own modules."""
+        return os.path.join(*ext_name.split(".")) + ".abi3.so"
 
     def run(self) -> None:
         folder = Path("mgassign") if self.inplace else Path(self.build_lib, "mgassign")

@@ -33,8 +33,8 @@ OPERATORS = (
 
 def _find(name: str) -> Path | None:
     """The compiled library of that name beside this file."""
-    candidates = (Path(__file__).with_name(name + suffix) for suffix in (".abi3.so", ".so"))
-    return next((path for path in candidates if path.exists()), None)
+    path = Path(__file__).with_name(f"{name}.abi3.so")
+    return path if path.exists() else None
 
 
 def _why_not_built() -> str:

@@ -67,6 +67,22 @@ def test_operators_that_someone_loaded_before_are_refused_by_name(copy):
     )
 
 
+def test_the_library_has_one_name_whatever_python_builds_it():
+    pytest.importorskip("setuptools", minversion="77")
+    code = """
+import runpy, setuptools, setuptools.command.build_ext as module
+given = {}
+setuptools.setup = lambda **arguments: given.update(arguments)
+runpy.run_path("setup.py")
+command = given["cmdclass"]["build_ext"](setuptools.Distribution())
+command.ext_map = {"mgassign._C": given["ext_modules"][0]}
+module.get_abi3_suffix = lambda: ".abi3-x86_64-linux-gnu.so"
+print(command.get_ext_filename("mgassign._C"), module.build_ext.get_ext_filename(command, "mgassign._C"))
+"""
+    done = python("-c", code, cwd=ROOT, env={**os.environ, "MGASSIGN_CUDA": "0"})
+    assert done.stdout.splitlines()[-1] == "mgassign/_C.abi3.so mgassign/_C.abi3-x86_64-linux-gnu.so"
+
+
 def test_a_build_without_torch_says_so():
     pytest.importorskip("setuptools", minversion="77")
 

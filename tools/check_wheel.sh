@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Names a wheel for the oldest system it runs on, and proves the name: any Python, glibc 2.28, torch's stable ABI, 1 MB.
 #
-#   tools/check_wheel.sh BUILT FOLDER     the renamed wheel goes into the folder; wants auditwheel and torch-abi-audit
+#   tools/check_wheel.sh BUILT FOLDER     the renamed wheel goes into the folder, if it is proven; wants auditwheel and torch-abi-audit
 #
 # With MGASSIGN_CUDA=1 the wheel must hold CUDA kernels.
 set -euo pipefail
@@ -28,13 +28,11 @@ if [[ "$built" == *-linux_*.whl ]]; then
   built="$(echo "$work"/renamed/*.whl)"
   auditwheel show "$built"
 fi
-wheel="$2/$(basename "$built")"
-rm -f "$2"/mgassign-*-"${wheel##*-}"
-cp "$built" "$wheel"
+wheel="$(basename "$built")"
 
-python3 -m zipfile -e "$wheel" "$work/unpacked"
+python3 -m zipfile -e "$built" "$work/unpacked"
 torch-abi-audit --verbose --check torch "$work/unpacked/mgassign"
-python3 -m zipfile -l "$wheel"
+python3 -m zipfile -l "$built"
 
 # Nothing but the package: one library for the CPU, at most one for CUDA.
 others="$(cd "$work/unpacked" && find . -type f -not -path './*.dist-info/*' -not -name '*.py' -not -name py.typed \
@@ -46,6 +44,10 @@ case "${MGASSIGN_CUDA:-auto} $libraries" in
 esac
 [[ -z "$others" ]] || { echo "$wheel: expected the package and its libraries alone, got $others" >&2; exit 1; }
 [[ "$wheel" == *-py3-none-* ]] || { echo "$wheel: expected a wheel for every Python" >&2; exit 1; }
-size="$(wc -c < "$wheel")"
+size="$(wc -c < "$built")"
 echo "$wheel: $size bytes"
 [[ "$size" -le 1000000 ]] || { echo "$wheel: expected at most 1 MB, got $size bytes" >&2; exit 1; }
+
+cp "$built" "$2/.$wheel"
+rm -f "$2"/mgassign-*-"${wheel##*-}"
+mv "$2/.$wheel" "$2/$wheel"

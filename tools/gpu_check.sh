@@ -25,7 +25,7 @@ done
 [[ $# == 0 ]] || parts=("$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python="${PYTHON:-python3}"
-export PYTHONPATH="$PWD" MGASSIGN_CUDA=1 MGASSIGN_STRICT=1
+export PYTHONPATH="$PWD" MGASSIGN_CUDA=1
 # Without a GPU, and without kernels, all GPU tests are skipped, and the parts would pass.
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch sees no GPU" >&2; exit 1; }
 [[ " ${parts[*]} " == *" build "* ]] ||
@@ -48,7 +48,7 @@ print(torch.cuda.get_device_name(), "compute capability", torch.cuda.get_device_
 
 # For the architectures of a wheel, as if no GPU were there to build for: what ships is what is checked.
 build() {
-  env -u TORCH_CUDA_ARCH_LIST CUDA_VISIBLE_DEVICES= "$python" setup.py build_ext --inplace --force &&
+  env -u TORCH_CUDA_ARCH_LIST -u MGASSIGN_STRICT CUDA_VISIBLE_DEVICES= "$python" setup.py build_ext --inplace --force &&
     "$python" -m mgassign
 }
 

@@ -98,7 +98,8 @@ def math_differs() -> bool:
 def run_tests(units: list[Path]) -> str:
     """Links, and tests in a child of this process, which has torch already."""
     objects = [str(unit.with_suffix(".o")) for unit in units]
-    runs([*CXX, "-shared", *objects, f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10", "-o", "mgassign/_C.abi3.so"])
+    if not runs([*CXX, "-shared", *objects, f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10", "-o", "mgassign/_C.abi3.so"]):
+        return "does not link"
     if (child := os.fork()) == 0:
         signal.alarm(SECONDS)
         os.dup2(os.open(WORK / "tests.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -128,8 +129,9 @@ def main() -> None:
     if stale := known - {as_listed(file, text, *change) for file, text in texts.items() for change in changes(text)}:
         sys.exit("tools/mutants.txt: expected changes that are made, got\n" + "\n".join(map("\n".join, sorted(stale))))
 
+    shutil.rmtree(WORK, ignore_errors=True)
     for name in ("csrc", "mgassign", "tests", "build/release"):  # the last: the scalar math as it is
-        shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=NOT_COPIED)
+        shutil.copytree(ROOT / name, WORK / name, ignore=NOT_COPIED)
     ours = "".join(p.read_text() for p in [*(WORK / "csrc").glob("*.h"), *(WORK / "csrc/cpu").glob("*.[ch]*")])
     (WORK / "torch.h").write_text("".join(sorted(set(re.findall("#include <.*>\n", ours)))))  # all of it compiled once
     runs([*CXX, *HEADERS, "torch.h", "-o", "torch.h.gch"])
