@@ -232,6 +232,10 @@ def main() -> int:
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.device = "cpu"
+    if args.threads < 1 or args.budget <= 0:
+        parser.error("--threads, --budget: expected above 0")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: no folder {args.json.parent}")
     torch.set_num_threads(args.threads)
     if args.job:
         print(json.dumps(measure(SCENARIOS[args.job[0]], args.job[1], args.budget)))

@@ -96,6 +96,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if min(options.repeats, options.threads) < 1:
+        parser.error("--threads, --repeats: expected above 0")
+    if options.output and not options.output.absolute().parent.is_dir():
+        parser.error(f"--output: no folder {options.output.parent}")
+    if missing := [name for name in options.heads or () if not heads.installed(getattr(heads, name))]:
+        parser.error(f"--heads: not installed are the packages of {', '.join(missing)}")
     heads.NUM_CLASSES = options.classes
     torch.set_num_threads(options.threads)
     rows = []

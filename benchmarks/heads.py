@@ -251,9 +251,6 @@ class YOLOX(Head):
         self.module = (MutualYOLOXHead if ours else YOLOXHead)(NUM_CLASSES, width=0.125, in_channels=[CHANNELS * 8] * 3)
         self.module.train().initialize_biases(1e-2)
 
-    def features(self, size, batch):
-        return [torch.randn(batch, CHANNELS, -(-size[0] // s), -(-size[1] // s)) for s in self.strides]
-
     def predict(self, size, batch):
         taken = []
         self.module.get_losses = lambda *args, **kwargs: taken.append((args, kwargs))
@@ -277,12 +274,9 @@ class YOLOXSimOTA(YOLOX):
     def __init__(self, ours: bool, sets: tuple[str, str] | None = None) -> None:
         super().__init__(False)
         if ours:
-            from mgassign import SimOTA
             from yolox_head import SimOTAYOLOXHead
 
             self.module.__class__ = SimOTAYOLOXHead
-            if not hasattr(self.module, "get_geometry_constraint"):
-                self.module.settings = SimOTA.YOLOX_0_3
 
 
 class Detectron2FCOS(Head):

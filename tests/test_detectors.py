@@ -75,6 +75,39 @@ def test_with_the_original_sets_losses_are_the_stock_heads(head, size):
         }
 
 
+def mmdet_losses(of: Head, size: tuple[int, int], ignored: list | None) -> dict[str, Tensor]:
+    from mmengine.structures import InstanceData
+
+    torch.manual_seed(1)
+    maps, metas = of.predict(size, 2)
+    objects = [InstanceData(bboxes=boxes, labels=labels) for boxes, labels in drawn(size, (3, 2))]
+    return {name: sum(values) for name, values in of.module.loss_by_feat(*maps, objects, metas, ignored).items()}
+
+
+def test_soft_labels_do_not_look_at_boxes_to_ignore_as_mmdet_does_not():
+    stock, ours = (made(MmdetRTMDetSoftLabel, of) for of in (False, True))
+    from mmengine.structures import InstanceData
+
+    everywhere = InstanceData(bboxes=torch.tensor([[-1e4, -1e4, 1e4, 1e4]]))
+    for ignored in ([everywhere, None], [InstanceData(), everywhere], [None, None]):
+        expected, found = (mmdet_losses(of, SIZES[0], ignored) for of in (stock, ours))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [MmdetRTMDet, MmdetDDOD])
+def test_mmdet_may_say_nothing_of_boxes_to_ignore(head):
+    needs("mmdet")
+    from mmengine.structures import InstanceData
+
+    def found(ignored: list | None) -> dict[str, Tensor]:
+        return mmdet_losses(made(head, True), SIZES[0], ignored)  # a new one each time: DDOD's counts what it has seen
+
+    expected = found(None)
+    for nothing in (None, InstanceData()):
+        assert found([nothing, nothing]) == expected
+
+
 # Without centre sampling an object's candidates are its positives already: the sets are one.
 @pytest.mark.parametrize("head", [head for head in EXACT if head is not MmdetFCOSPlain])
 def test_each_term_is_of_its_own_set(head):
@@ -165,6 +198,47 @@ def test_retinanet_s_forced_matches_are_all_that_differs():
     assert (first >= 0).sum() == 2 < (matched >= 0).sum()
     expected, found = (losses(head, size, [(boxes, labels), (boxes[:0], labels[:0])]) for head in (stock, ours))
     assert all(found[name] != value for name, value in expected.items())
+
+
+def test_retinanet_has_the_bounds_of_its_matcher():
+    needs("torchvision")
+    from torchvision.models.detection._utils import Matcher
+
+    stock, ours = (made(TorchvisionRetinaNet, *of) for of in ((False,), (True, ("original", "original"))))
+    size, (boxes, labels) = SIZES[0], drawn(SIZES[0], (7,))[0]
+    anchors = stock.predict(size, 1)[1][0]
+    boxes = anchors[torch.arange(7) * 1001 + 5000]  # each of which one anchor overlaps most
+    objects = [(boxes, labels), (boxes[:0], labels[:0])]
+    found = []
+    for high, low in ((0.5, 0.4), (0.7, 0.3)):
+        for of in (stock, ours):
+            of.module.proposal_matcher = Matcher(high, low, allow_low_quality_matches=True)
+        expected, value = (losses(of, size, objects) for of in (stock, ours))
+        assert value == expected
+        found.append(value)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("head", [TorchvisionFCOS, TorchvisionRetinaNet])
+def test_torchvision_boxes_are_decoded_in_float32(head, monkeypatch):
+    """Also under autocast, where a head's answer has eight bits of mantissa, and points would too."""
+    of, size = made(head, True), SIZES[2]
+    name = "mutual_guidance_assign" if head is TorchvisionFCOS else "anchor_mutual_guidance_assign"
+    module, taken = sys.modules[type(of.module).__module__], []
+
+    def assign(places, boxes, *args, **kwargs):
+        taken.append(boxes)
+        return getattr(mgassign, name)(places, boxes, *args, **kwargs)
+
+    monkeypatch.setattr(module, name, assign)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = of.predict(size, 1)
+        of.loss(predicted, drawn(size, (7,)))
+    outputs, (anchors,), *_ = predicted
+    (regression,) = outputs["bbox_regression"]
+    assert regression.dtype == torch.bfloat16
+    decode = of.module.box_coder.decode if head is TorchvisionFCOS else of.module.box_coder.decode_single
+    assert torch.equal(taken[0][0], decode(regression.float(), anchors))
 
 
 @pytest.mark.parametrize("head", [UltralyticsYOLO, UltralyticsYOLO26])
@@ -422,6 +496,8 @@ def test_yolo_heads_that_assign_otherwise_are_refused(model, assigner):
     for callback in (assign_task_aligned, assign_by_mutual_guidance):
         with pytest.raises(TypeError, match=f"expected a head whose assigner is a TaskAlignedAssigner, got {assigner}"):
             callback(SimpleNamespace(model=module))
+        with pytest.raises(TypeError, match="expected a head whose assigner is a TaskAlignedAssigner, got NoneType"):
+            callback(SimpleNamespace(model=SimpleNamespace(criterion=nn.CrossEntropyLoss())))
 
 
 # A whole training.

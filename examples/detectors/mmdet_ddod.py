@@ -38,7 +38,7 @@ class MutualGuidanceAssigner(BaseAssigner):
 
     def assign(self, pred_instances, gt_instances, gt_instances_ignore=None, num_level_priors=None, **kwargs):
         predicted, boxes, labels = pred_instances.bboxes, gt_instances.bboxes, gt_instances.labels
-        if gt_instances_ignore is not None:
+        if gt_instances_ignore is not None and "bboxes" in gt_instances_ignore:
             boxes = torch.cat([boxes, gt_instances_ignore.bboxes])
             labels = torch.cat([labels, labels.new_full((len(gt_instances_ignore),), IGNORE)])
         grid = self.grid_of(pred_instances.priors, num_level_priors)

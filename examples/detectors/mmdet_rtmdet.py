@@ -9,7 +9,7 @@ and box are weighed by the overlap of predicted box and object, as by RTMDet's o
 set says to ignore are regions: class learns nothing there.
 
 ``SoftLabelRTMDetHead`` and ``SoftLabelRTMDetSepBNHead`` have the labels and losses of the heads they are named after, for a
-batch in one call; the ``assigner`` of their configuration is not asked.
+batch in one call; the ``assigner`` of their configuration is not asked. Like it they do not look at boxes to ignore.
 """
 
 import torch
@@ -23,6 +23,7 @@ from mgassign import IGNORE, PointGrid, mutual_guidance_assign, soft_label_assig
 
 class Assigned:
     sets = ("cls", "loc")
+    regions = True
     assign = staticmethod(mutual_guidance_assign)
 
     def loss_by_feat(self, cls_scores, *rest, **kwargs):
@@ -39,7 +40,8 @@ class Assigned:
     def get_targets(self, logits, decoded, priors, valid, objects, metas, batch_gt_instances_ignore=None, **kwargs):
         logits, decoded = logits.detach(), decoded.detach()
         valid = torch.stack([torch.cat(flags) for flags in valid])  # [B, P]: not in the padding
-        regions = [x.bboxes for x in batch_gt_instances_ignore or [y[:0] for y in objects]]
+        ignored = batch_gt_instances_ignore if self.regions and batch_gt_instances_ignore else [None] * len(objects)
+        regions = [x.bboxes if x and "bboxes" in x else y.bboxes[:0] for x, y in zip(ignored, objects, strict=True)]
         pairs = list(zip(objects, regions, strict=True))
         boxes = [torch.cat([x.bboxes, ignored]) for x, ignored in pairs]
         labels = [torch.cat([x.labels, x.labels.new_full((len(ignored),), IGNORE)]) for x, ignored in pairs]
@@ -65,6 +67,7 @@ class MutualRTMDetSepBNHead(Assigned, RTMDetSepBNHead):
 
 class SoftLabels(Assigned):
     sets = ("owner", "owner")
+    regions = False  # mmdet's assigner does not look at them: what lies there is background
     assign = staticmethod(soft_label_assign)
 
 

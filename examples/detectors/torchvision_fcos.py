@@ -39,7 +39,8 @@ class MutualFCOS(FCOS):
 
     def compute_loss(self, targets, head_outputs, anchors, num_anchors_per_level):
         boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
-        decoded = self.box_coder.decode(head_outputs["bbox_regression"], torch.stack(anchors))
+        # In float32: the coder rounds anchors to what autocast makes of the distances.
+        decoded = self.box_coder.decode(head_outputs["bbox_regression"].float(), torch.stack(anchors))
         radius = self.center_sampling_radius
         found = mutual_guidance_assign(
             self.grid, decoded, head_outputs["cls_logits"], boxes, labels, center_radius=radius

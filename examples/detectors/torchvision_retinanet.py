@@ -22,10 +22,12 @@ class MutualRetinaNet(RetinaNet):
     def compute_loss(self, targets, head_outputs, anchors):
         shared = anchors[0]  # images of a batch are padded to one size
         with torch.no_grad():
-            boxes = torch.stack([self.box_coder.decode_single(d, shared) for d in head_outputs["bbox_regression"]])
-        found = anchor_mutual_guidance_assign(
-            shared, boxes, head_outputs["cls_logits"], [t["boxes"] for t in targets], [t["labels"] for t in targets]
-        )
+            # In float32: the coder rounds anchors to what autocast makes of the regression.
+            regression = head_outputs["bbox_regression"].float()
+            predicted = torch.stack([self.box_coder.decode_single(of_image, shared) for of_image in regression])
+        boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
+        bounds = {"high": self.proposal_matcher.high_threshold, "low": self.proposal_matcher.low_threshold}
+        found = anchor_mutual_guidance_assign(shared, predicted, head_outputs["cls_logits"], boxes, labels, **bounds)
         of_class, of_box = (getattr(found, name).unbind() for name in self.sets)
         return {
             "classification": self.head.classification_head.compute_loss(targets, head_outputs, of_class),

@@ -5,7 +5,8 @@
     model.train(data="coco8.yaml")
 
 Changes the training model's loss object and nothing else: no class, and nothing that gets into a checkpoint, which loads
-without mgassign. Not the model that validation averages, whose losses remain the stock ones.
+without mgassign. Not the model that validation averages, whose losses remain the stock ones. On several GPUs ultralytics has to hand callbacks
+on to its processes, which 8.4.190 does and 8.4.139 does not.
 
 ``assign_task_aligned`` trains as before: the same labels, and targets that differ in the last digits. The settings are those
 of the assigner it replaces (8.4.139 and newer), one-to-one heads included. Detection, and YOLO11's masks and poses, whose
@@ -73,14 +74,14 @@ class EvenBoxLoss(nn.Module):
 
 def assign_task_aligned(trainer):
     for criterion in criteria_of(trainer):
-        assign_by(AlignedAssigner(criterion.assigner), criterion)
+        assign_by(AlignedAssigner, criterion)
 
 
 def assign_by_mutual_guidance(trainer):
     many, *one = criteria_of(trainer)
-    assign_by(MutualAssigner(), many)
+    assign_by(lambda stock: MutualAssigner(), many)
     for criterion in one:
-        assign_by(MutualAssigner(num_points=1, inside=True), criterion)
+        assign_by(lambda stock: MutualAssigner(num_points=1, inside=True), criterion)
     for criterion in (many, *one):
         criterion.bbox_loss = EvenBoxLoss(criterion.bbox_loss)
 
@@ -94,10 +95,12 @@ def criteria_of(trainer):
     return [model.criterion.one2many, model.criterion.one2one]
 
 
-def assign_by(assigner, criterion):
-    """Changes this one loss object."""
-    if (stock := type(criterion.assigner).__name__) != "TaskAlignedAssigner":
-        raise TypeError(f"expected a head whose assigner is a TaskAlignedAssigner, got {stock}")
+def assign_by(make, criterion):
+    """Changes this one loss object; ``make`` is given its assigner."""
+    stock = getattr(criterion, "assigner", None)
+    if type(stock).__name__ != "TaskAlignedAssigner":
+        raise TypeError(f"expected a head whose assigner is a TaskAlignedAssigner, got {type(stock).__name__}")
+    assigner = make(stock)
     strides, inner = criterion.stride.tolist(), criterion.get_assigned_targets_and_loss
 
     def note_grid(preds, batch, **kwargs):

@@ -5,7 +5,7 @@
 The head has one set of positives: its loss runs once with each of ours and every term is taken from its own set,
 objectness and class from ``cls``, the box from ``loc``. The score that counts is class times objectness, as in inference.
 
-``SimOTAYOLOXHead`` has the labels and losses of ``YOLOXHead``, for a batch in one call: ``settings`` says of which version.
+``SimOTAYOLOXHead`` has the labels and losses of ``YOLOXHead``, for a batch in one call, of the version that is installed.
 """
 
 import torch
@@ -45,7 +45,8 @@ class MutualYOLOXHead(AssignedYOLOXHead):
 
 
 class SimOTAYOLOXHead(AssignedYOLOXHead):
-    settings = SimOTA.YOLOX  # its main branch; SimOTA.YOLOX_0_3 for the release
+    # Of its main branch, or of the release, which has another rule.
+    settings = SimOTA.YOLOX if hasattr(YOLOXHead, "get_geometry_constraint") else SimOTA.YOLOX_0_3
 
     def get_losses(self, imgs, x_shifts, y_shifts, expanded_strides, labels, outputs, *rest, **kwargs):
         grid = PointGrid.from_features([g.shape[2:4] for g in self.grids], self.strides)
