@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgassign import PointGrid, fcos_assign, reference
+from mgassign import PointGrid, fcos_assign, mutual_guidance_assign, reference
 from scenes import GRIDS, STRIDES, in_form, random_boxes
 from test_building_blocks import NO_BOXES
 
@@ -20,6 +20,19 @@ def test_by_hand():
     rows, columns = torch.nonzero(original[0].reshape(8, 8) == 0).unbind(1)
     assert num_points.tolist() == [4]
     assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [(3, 3), (3, 4), (4, 3), (4, 4)]
+
+
+@pytest.mark.parametrize(("hi", "owner"), [(3e38, 0), (1.9e38, -1)])
+def test_an_object_whose_sides_are_beyond_float(hi, owner):
+    grid = PointGrid.from_features([(1, 1)], strides=(8,), offset=0, ranges=[(-1, hi)])
+    box = torch.tensor([[-2e38, -2e38, 2e38, 2e38]])  # each side 2e38 from the point
+    assert fcos_assign(grid, [box], center_radius=0).original.tolist() == [[owner]]
+    assert reference.fcos_assign(grid, box, center_radius=0)[0].tolist() == [owner]
+    boxes, logits = torch.tensor([[[-1.0, -1, 1, 1]]]), torch.zeros(1, 1, 1)
+    labels = torch.tensor([0])
+    found = mutual_guidance_assign(grid, boxes, logits, [box], [labels], center_radius=0, min_points=1)
+    sets = reference.mutual_guidance_assign(grid, boxes[0], logits[0], box, labels, center_radius=0, min_points=1)[:3]
+    assert [getattr(found, name)[0].tolist() for name in ("cls", "loc", "original")] == [of.tolist() for of in sets]
 
 
 def test_level_range_holds_at_both_ends():

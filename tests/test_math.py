@@ -158,6 +158,11 @@ def test_a_level_is_only_skipped_where_no_point_inside_could_be_accepted(x1, wid
             assert math.may_accept_inside(lo, hi, x2 - x1, F32(0))  # the vertical side decides nothing here
 
 
+def test_a_level_may_accept_points_of_objects_whose_sides_are_beyond_float():
+    assert math.may_accept_inside(-1, 3e38, F32(np.inf), F32(1))  # a point in the middle may see 2e38
+    assert not math.may_accept_inside(-1, 1.6e38, F32(np.inf), F32(1))
+
+
 @pytest.mark.parametrize("scale", [2.0**e for e in (-74, -66, -40, -31, -30, -29, -16, 0, 8, 15, 17, 50, 62)])
 @pytest.mark.parametrize("alike", [0.0, 1e-7, 1e-6, 1e-3])
 def test_overlaps_are_told_apart_by_products_as_divisions_do(scale, alike):

@@ -28,10 +28,11 @@ struct Level {
   }
 
   // Exact, not an estimate: a point strictly inside a box sees max(l, t, r, b) between half the box's
-  // longer side and the whole of it, and rounding does not change the order of the two.
+  // longer side and the whole of it, and rounding does not change the order of the two. (Sides beyond float count as
+  // its largest number: half of that is less than half of theirs.)
   MGASSIGN_HD bool may_accept_inside(float width_of_box, float height_of_box) const {
     const float longer_side = larger(width_of_box, height_of_box);
-    return (lo <= longer_side) & (longer_side * 0.5f <= hi);
+    return (lo <= longer_side) & (smaller(longer_side, kLargestFloat) * 0.5f <= hi);
   }
 };
 

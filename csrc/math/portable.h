@@ -25,7 +25,7 @@
 
 namespace mgassign {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLargestFloat = std::numeric_limits<float>::max();
 
 MGASSIGN_HD uint32_t bits_of(float value) {
   uint32_t bits;

@@ -14,7 +14,7 @@ struct DynamicK {
   // Classes are dealt to this many sums, which are added in pairs: the same on every device.
   static constexpr int kSums = 16;
 
-  // Costs are at least 0 but for this one, which is at least -log(1 + epsilon).
+  // Costs are at least 0 but for this one, which is at least -overlap_weight * log(1 + epsilon).
   MGASSIGN_HD float cost_of_overlap(float overlap) const { return overlap_weight * -log_f32(overlap + epsilon); }
 
   // An overlap so small that nothing beneath it costs `limit` or less; -infinity where none is. The cost itself is
