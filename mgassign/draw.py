@@ -183,8 +183,8 @@ def boxes(
 
     _checks.tensor("gt_boxes", gt_boxes)
     _checks.shape("gt_boxes", gt_boxes, ("G", 4))
-    for name, several in (("names", names), ("colors", colors)):
-        _check_several(name, several)
+    _check_several("names", names)
+    _check_several("colors", colors)
     if not colors:
         raise ValueError("colors: expected at least one, got none")
     shadow = [patheffects.Stroke(linewidth=3, foreground="black", alpha=0.5), patheffects.Normal()]
