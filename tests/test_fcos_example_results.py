@@ -51,6 +51,10 @@ def test_table_figures_and_scores_from_finished_runs(data, tmp_path, monkeypatch
 
     # What results do not say is not trained, nor what they have no room for.
     trained.clear()
+    for arm in ("", "best --lr=1"):
+        with pytest.raises(SystemExit):
+            compare.main([*arguments, "--arms", arm, *passed_on])
+        assert "--arms: expected one to begin with original, " in capsys.readouterr().err
     for wrong in (["--seed", "1"], ["--backb", "lite0"], ["--train", "x:y"], ["--assigner", "l2c"]):
         with pytest.raises(SystemExit):
             compare.main([*arguments, "--seeds", "0", *passed_on, *wrong])

@@ -146,11 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.train is None:
         drawn = default_set()
         args.train, args.test = [f"{drawn}:train"], [f"{drawn}:test"]
-    args.arms = [
-        " ".join(re.split("[ =]+", arm.strip())) for arm in args.arms
-    ]  # in one way, by which they are compared
+    # Written in one way, by which they are compared.
+    args.arms = [" ".join(re.split("[ =]+", arm.strip())) for arm in args.arms]
     for arm in args.arms:
-        if arm.split()[0] not in ASSIGNERS:
+        if arm.partition(" ")[0] not in ASSIGNERS:
             parser.error(f"argument --arms: expected one to begin with {', '.join(ASSIGNERS)}, got {arm!r}")
     _, classes = read_splits(args.train)
     check_scorable(read_splits(args.test, classes)[0], args.test)
