@@ -442,6 +442,24 @@ def test_predictions_that_fit_nearly_exactly(settings):
         check(of, settings, num_points=1)
 
 
+OVERLAPS_ABOVE_ALL = (
+    SimOTA(inside=True, center_radius=1.5, penalty=1e-8, epsilon=0.1),
+    *(SoftLabel(overlap_weight=10.0**exponent, epsilon=0.1) for exponent in (6, 8, 9, 10, 30, 37)),
+)
+
+
+def certain_everywhere() -> Scene:
+    """Points in a row, all of which predict the object and its class: they differ in their places alone."""
+    grid, box = PointGrid.from_features([(1, 9)], strides=(8,)), torch.tensor([[0.0, 0, 72, 8]])
+    return Scene(grid, box.expand(1, 9, 4), torch.full((1, 9, 1), inf), [box], [torch.tensor([0])])
+
+
+@pytest.mark.parametrize("settings", OVERLAPS_ABOVE_ALL, ids=str)
+def test_costs_that_round_to_the_same(settings):
+    """Where the overlap's cost is so far below 0 that sums lose the place's, the lowest points are chosen."""
+    assert check(certain_everywhere(), settings, num_points=2) == 0
+
+
 SOME = st.sampled_from([*SETTINGS.values()])
 
 

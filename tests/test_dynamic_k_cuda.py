@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from kernels import SMALL_SHAPES, check_parity, needs_gpu, on_gpu, operands
 from mgassign import PointGrid, SimOTA, SoftLabel
 from scenes import GRIDS, Scene, equal, random_boxes, scene, scene_of, scenes
-from test_dynamic_k import ANY, CASES, EACH, FOUR, SETTINGS, SIDES, SOME, square_and_equal_boxes
+from test_dynamic_k import (
+    ANY,
+    CASES,
+    EACH,
+    FOUR,
+    OVERLAPS_ABOVE_ALL,
+    SETTINGS,
+    SIDES,
+    SOME,
+    certain_everywhere,
+    square_and_equal_boxes,
+)  # fmt: skip
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
@@ -189,6 +200,11 @@ def test_equal_costs_everywhere(run, settings):
     check(run, replace(of, pred_boxes=boxes, pred_logits=of.pred_logits * 0), settings)
     check(run, replace(of, pred_boxes=boxes * 0 + 9, pred_logits=of.pred_logits * 0), settings, k=5)
     check(run, replace(of, pred_boxes=boxes, pred_logits=of.pred_logits * 0), settings, k=40)
+
+
+@pytest.mark.parametrize("settings", OVERLAPS_ABOVE_ALL, ids=str)
+def test_costs_that_round_to_the_same(run, settings):
+    check(run, certain_everywhere(), settings, k=2)
 
 
 @ANY

@@ -27,9 +27,9 @@ struct DynamicK {
   }
 
   // What the place may cost where a point costs no more than `limit`: more than that, where overlaps may cost less than
-  // nothing.
+  // nothing, and by as much as the sum of both may be rounded.
   MGASSIGN_HD float limit_of_place(float limit) const {
-    return larger((limit - cost_of_overlap(1.0f)) * (1.0f / kRoom), 0.0f);
+    return larger((limit - cost_of_overlap(1.0f)) * (1.0f / kRoom) + fabsf(limit) * 0x1p-22f, 0.0f);
   }
 
   // How many points an object chooses, of the sum of its best overlaps.

@@ -20,7 +20,7 @@ struct SimOta : DynamicK {
 
   // Where points may cost no more than `limit` for the place's sake.
   MGASSIGN_HD Box window_within(const Box& box, double stride, float limit) const {
-    if (limit >= penalty) return everywhere();
+    if (!(limit < penalty)) return everywhere();
     const Box near = around_center(box, stride, center_radius);
     return inside ? intersection_of(near, box) : near;
   }
