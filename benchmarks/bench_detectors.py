@@ -2,16 +2,19 @@
 
     build/projects/bin/python benchmarks/bench_detectors.py --output RESULTS.json
 
-Prints a table: the loss with the assignment in it, and with its backward pass down to the predictions. Both heads are timed
-in turn, after a call of each, so that what slows the machine down for a while slows both.
+Prints a table: the loss with the assignment in it, and with its backward pass down to the predictions. Each row is measured
+in a process of its own, since what a call before it left in the heap moves a loss by a third. Both heads are timed in turn,
+after some calls of each, so that what slows the machine down for a while slows both.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -68,22 +71,46 @@ def make_step(kind: type[heads.Head], ours: bool, batch: int, of_images: heads.O
     return step
 
 
-def medians(steps: dict[str, Callable[[], Times]], repeats: int) -> dict[str, dict[str, float]]:
-    """Of each in milliseconds, their first calls left out."""
-    times: dict[str, list[Times]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
+def medians(steps: dict[str, Callable[[], Times]], budget_s: float) -> dict[str, Any]:
+    """Of each in milliseconds, over as many pairs of calls as the budget holds, at least three."""
+
+    def take_turns(least: int, seconds: float) -> list[dict[str, Times]]:
+        turns: list[dict[str, Times]] = []
+        end = time.perf_counter() + seconds
+        while len(turns) < least or time.perf_counter() < end:
+            turns.append({name: step() for name, step in steps.items()})
+        return turns
+
+    take_turns(1, budget_s / 5)
     gc.collect()
     gc.disable()
-    for _ in range(repeats):
-        for name, step in steps.items():
-            times[name].append(step())
+    turns = take_turns(3, budget_s)
     gc.enable()
-    parts = ("loss", "loss_and_backward")
+
+    def median(name: str, part: int) -> float:
+        return statistics.median(turn[name][part] for turn in turns) * 1e3
+
     return {
-        name: {part: statistics.median(of) * 1e3 for part, of in zip(parts, zip(*taken, strict=True), strict=True)}
-        for name, taken in times.items()
+        "pairs": len(turns),
+        **{name: {"loss": median(name, 0), "loss_and_backward": median(name, 1)} for name in steps},
     }
+
+
+def measure(kind: type[heads.Head], count: int, batch: int, budget_s: float) -> dict[str, Any]:
+    drawn = objects(batch, count)
+    steps = {name: make_step(kind, name == "ours", batch, drawn) for name in ("stock", "ours")}
+    return {"head": kind.__name__, "objects": count, **medians(steps, budget_s)}
+
+
+def measure_apart(kind: type[heads.Head], count: int, options: argparse.Namespace) -> dict[str, Any]:
+    settings = {name: getattr(options, name) for name in ("batch", "classes", "budget", "threads")}
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in settings.items())]
+    done = subprocess.run(
+        [*command, "--job", kind.__name__, str(count)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{kind.__name__}, {count} objects: exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -92,26 +119,31 @@ def main() -> None:
     parser.add_argument("--objects", nargs="*", type=int, default=[20, 300], help="in each image")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--budget", type=float, default=5, metavar="S", help="seconds of timed calls a row (default: 5)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)  # what a child process is started for
     options = parser.parse_args()
-    if min(options.repeats, options.threads) < 1:
-        parser.error("--threads, --repeats: expected above 0")
+    if min(options.batch, options.classes, options.threads) < 1 or options.budget <= 0:
+        parser.error("--batch, --classes, --threads, --budget: expected above 0")
     if options.output and not options.output.absolute().parent.is_dir():
         parser.error(f"--output: no folder {options.output.parent}")
     if missing := [name for name in options.heads or () if not heads.installed(getattr(heads, name))]:
         parser.error(f"--heads: not installed are the packages of {', '.join(missing)}")
     heads.NUM_CLASSES = options.classes
     torch.set_num_threads(options.threads)
+    if options.job:
+        name, count = options.job
+        print(json.dumps(measure(getattr(heads, name), int(count), options.batch, options.budget)))
+        return
     rows = []
     for kind in heads.HEADS:
         if not heads.installed(kind) or (options.heads and kind.__name__ not in options.heads):
             continue
         for count in options.objects:
-            drawn = objects(options.batch, count)
-            steps = {name: make_step(kind, name == "ours", options.batch, drawn) for name in ("stock", "ours")}
-            row: dict[str, Any] = {"head": kind.__name__, "objects": count, **medians(steps, options.repeats)}
+            row = measure_apart(kind, count, options)
             rows.append(row)
             stock, ours = row["stock"], row["ours"]
             print(
@@ -122,7 +154,7 @@ def main() -> None:
     if options.output:
         machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        settings = {"batch": options.batch, "size": SIZE, "classes": options.classes, "repeats": options.repeats}
+        settings = {"batch": options.batch, "size": SIZE, "classes": options.classes, "budget_s": options.budget}
         write_json(options.output, {**machine, **versions, **settings, "rows": rows})
 
 
