@@ -25,7 +25,7 @@ from test_dynamic_k import (
     SOME,
     certain_everywhere,
     square_and_equal_boxes,
-)  # fmt: skip
+)
 from test_mutual_guidance_assign import BAD_BOXES, OBJECT_CASES
 
 pytestmark = pytest.mark.slow  # compiling the kernels is
