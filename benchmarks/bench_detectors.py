@@ -128,6 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.batch, options.classes, options.threads) < 1 or options.budget <= 0:
         parser.error("--batch, --classes, --threads, --budget: expected above 0")
+    if min(options.objects, default=-1) < 0:
+        parser.error(f"--objects: expected numbers of at least 0, got {options.objects}")
     if options.output and not options.output.absolute().parent.is_dir():
         parser.error(f"--output: no folder {options.output.parent}")
     if missing := [name for name in options.heads or () if not heads.installed(getattr(heads, name))]:
