@@ -445,6 +445,9 @@ def test_predictions_that_fit_nearly_exactly(settings):
 OVERLAPS_ABOVE_ALL = (
     SimOTA(inside=True, center_radius=1.5, penalty=1e-8, epsilon=0.1),
     *(SoftLabel(overlap_weight=10.0**exponent, epsilon=0.1) for exponent in (6, 8, 9, 10, 30, 37)),
+    # Costs of -infinity.
+    SimOTA(inside=True, center_radius=1.5, penalty=1.0, overlap_weight=3e38, epsilon=1e38),
+    SoftLabel(overlap_weight=3e38, epsilon=1e38),
 )
 
 
