@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,7 +39,6 @@ from mgassign import (
 
 STRIDES = (8, 16, 32, 64, 128)
 SHAPES = [(2 ** (octave / 3) * tall**0.5, 2 ** (octave / 3) / tall**0.5) for octave in range(3) for tall in (0.5, 1, 2)]
-JOB_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -228,12 +226,13 @@ def main() -> int:
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), help=f"of {', '.join(SCENARIOS)} (default: all)")
     parser.add_argument("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
     parser.add_argument("--budget", type=float, default=5, metavar="S", help="seconds of timed calls (default: 5)")
+    parser.add_argument("--limit", type=int, default=300, metavar="S", help="seconds a row may take (default: 300)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, versions and all figures there")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.device = "cpu"
-    if args.threads < 1 or args.budget <= 0:
-        parser.error("--threads, --budget: expected above 0")
+    if min(args.threads, args.limit) < 1 or args.budget <= 0:
+        parser.error("--threads, --budget, --limit: expected above 0")
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json: no folder {args.json.parent}")
     torch.set_num_threads(args.threads)
@@ -246,16 +245,11 @@ def main() -> int:
     run, rows, failed = bench_assign.describe_run(args), {}, False
     for name in names:
         for other in SCENARIOS[name].others or ("",):
-            settings = [f"--threads={args.threads}", f"--budget={args.budget}", "--job", name, other]
-            command = [sys.executable, __file__, *settings]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_LIMIT_S, check=True)
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                print(f"{name}: {other}: {error}\n{error.stderr}", file=sys.stderr)
+            row = bench_assign.run_job(args, name, other, script=__file__, settings=("threads", "budget"))
+            if "failed" in row:
                 failed = True
                 continue
-            row = rows[f"{name}: {other}" if other else name] = json.loads(done.stdout.splitlines()[-1])
-            print(name, other, json.dumps(row), file=sys.stderr)
+            rows[f"{name}: {other}" if other else name] = row
             if row.get("differing"):
                 print(f"{name}: {row['differing']} labels differ from those of {other}", file=sys.stderr)
                 return 1

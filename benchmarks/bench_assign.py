@@ -28,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -170,10 +170,13 @@ def do_job(args: argparse.Namespace) -> dict[str, Any]:
     return {"extra_bytes": extra, **time_calls(call, args.repeats, args.budget)}
 
 
-def run_job(args: argparse.Namespace, *job: str) -> dict[str, Any]:
-    """Runs a job in a fresh process; ``{"failed": why}`` where it brought no result."""
-    settings = {name: getattr(args, name) for name in ("threads", "repeats", "budget", "data") if getattr(args, name)}
-    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in settings.items()), "--job", *job]
+def run_job(
+    args: argparse.Namespace, *job: str, script: str = __file__,
+    settings: Sequence[str] = ("threads", "repeats", "budget", "data"),
+) -> dict[str, Any]:  # fmt: skip
+    """Runs a job of a script in a fresh process; ``{"failed": why}`` where it brought no result."""
+    given = {name: getattr(args, name) for name in settings if getattr(args, name)}
+    command = [sys.executable, script, *(f"--{name}={value}" for name, value in given.items()), "--job", *job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
     except subprocess.TimeoutExpired:

@@ -14,7 +14,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples/detectors")]
 
 import heads  # noqa: E402
-from bench_assign import write_json  # noqa: E402
+from bench_assign import run_job, write_json  # noqa: E402
 
 SIZE = (640, 640)
 Times = tuple[float, float]  # the loss alone, and with its backward pass, in seconds
@@ -102,18 +101,7 @@ def measure(kind: type[heads.Head], count: int, batch: int, budget_s: float) -> 
     return {"head": kind.__name__, "objects": count, **medians(steps, budget_s)}
 
 
-def measure_apart(kind: type[heads.Head], count: int, options: argparse.Namespace) -> dict[str, Any]:
-    settings = {name: getattr(options, name) for name in ("batch", "classes", "budget", "threads")}
-    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in settings.items())]
-    done = subprocess.run(
-        [*command, "--job", kind.__name__, str(count)], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{kind.__name__}, {count} objects: exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", nargs="*", choices=[head.__name__ for head in heads.HEADS], help="default: all")
     parser.add_argument("--objects", nargs="*", type=int, default=[20, 300], help="in each image")
@@ -123,11 +111,12 @@ def main() -> None:
         "--budget", type=float, default=5, metavar="S", help="seconds of timed calls a row (default: 5)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads PyTorch may use (default: 2)")
+    parser.add_argument("--limit", type=int, default=600, metavar="S", help="seconds a row may take (default: 600)")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)  # what a child process is started for
     options = parser.parse_args()
-    if min(options.batch, options.classes, options.threads) < 1 or options.budget <= 0:
-        parser.error("--batch, --classes, --threads, --budget: expected above 0")
+    if min(options.batch, options.classes, options.threads, options.limit) < 1 or options.budget <= 0:
+        parser.error("--batch, --classes, --threads, --budget, --limit: expected above 0")
     if min(options.objects, default=-1) < 0:
         parser.error(f"--objects: expected numbers of at least 0, got {options.objects}")
     if options.output and not options.output.absolute().parent.is_dir():
@@ -139,13 +128,18 @@ def main() -> None:
     if options.job:
         name, count = options.job
         print(json.dumps(measure(getattr(heads, name), int(count), options.batch, options.budget)))
-        return
-    rows = []
+        return 0
+    rows, failed = [], False
     for kind in heads.HEADS:
         if not heads.installed(kind) or (options.heads and kind.__name__ not in options.heads):
             continue
         for count in options.objects:
-            row = measure_apart(kind, count, options)
+            row = run_job(
+                options, kind.__name__, str(count), script=__file__, settings=("batch", "classes", "budget", "threads")
+            )
+            if "failed" in row:
+                failed = True
+                continue
             rows.append(row)
             stock, ours = row["stock"], row["ours"]
             print(
@@ -153,12 +147,13 @@ def main() -> None:
                 f"{stock['loss_and_backward']:7.0f} -> {ours['loss_and_backward']:5.0f} ms",
                 flush=True,
             )
-    if options.output:
+    if options.output and not failed:
         machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         settings = {"batch": options.batch, "size": SIZE, "classes": options.classes, "budget_s": options.budget}
         write_json(options.output, {**machine, **versions, **settings, "rows": rows})
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
